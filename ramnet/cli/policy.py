@@ -1,0 +1,103 @@
+"""``ramnet policy``: check, show and begin policy files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ramnet.cli.exits import DENIED, OK, POLICY_PATH, json_option, print_error, print_json
+from ramnet.core.policy import (
+    canonical_policy,
+    initial_policy_text,
+    not_yet_in_force,
+    policy_digest,
+)
+from ramnet.errors import HostError, PolicyError
+from ramnet.host.files import read_policy
+
+_FILE = click.argument("file", default=POLICY_PATH)
+
+
+@click.group()
+def policy() -> None:
+    """Check, show and begin policy files."""
+
+
+@policy.command()
+@_FILE
+@json_option
+def validate(file: str, as_json: bool) -> int:
+    """Check FILE; every fault is told, with its place and a hint. Exit code 1 when invalid."""
+    try:
+        found = read_policy(file)
+    except PolicyError as err:
+        if not as_json:
+            print_error(err)
+            return DENIED
+        faults = [
+            {"place": f.place, "line": f.line, "message": f.message, "hint": f.hint}
+            for f in err.faults
+        ]
+        print_json({"schema": 1, "valid": False, "source": file, "faults": faults})
+        return DENIED
+    pending = not_yet_in_force(found)
+    if as_json:
+        later = [{"key": item.key, "why": item.why} for item in pending]
+        report = {"schema": 1, "valid": True, "source": file, "faults": []}
+        print_json({**report, "digest": policy_digest(found), "not_yet_in_force": later})
+        return OK
+    click.echo(f"{file}: valid, {len(found.registry)} registries, {policy_digest(found)}")
+    for item in pending:
+        click.echo(f"note: {item.key}: {item.why}")
+    return OK
+
+
+@policy.command()
+@_FILE
+@json_option
+def show(file: str, as_json: bool) -> int:
+    """Show what FILE says, with defaults spelled out."""
+    found = read_policy(file)
+    plain = canonical_policy(found)
+    if as_json:
+        pending = [{"key": item.key, "why": item.why} for item in not_yet_in_force(found)]
+        report = {"schema": 1, "source": file, "digest": policy_digest(found)}
+        print_json({**report, "policy": plain, "not_yet_in_force": pending})
+        return OK
+    click.echo(f"organization  {found.organization}")
+    click.echo(f"digest        {policy_digest(found)}")
+    for entry in found.registry:
+        nickname = f"  ({entry.nickname})" if entry.nickname else ""
+        until = f"  until {entry.expires}" if entry.expires else ""
+        click.echo(f"registry      {entry.address}{nickname}{until}")
+        for extra in entry.extra_hosts:
+            click.echo(f"  extra host  {extra}")
+        for network in entry.networks:
+            click.echo(f"  network     {network}")
+    for destination in found.destination:
+        click.echo(f"destination   {destination.address}  (not in force yet)")
+    for key, value in plain["enforcement"].items():
+        click.echo(f"enforcement   {key} = {value}")
+    return OK
+
+
+@policy.command()
+@click.option("--organization", required=True, help="The name that refusals will show.")
+@click.option("--output", default="-", show_default=True, help="Where to write; - is stdout.")
+def init(organization: str, output: str) -> int:
+    """Write a first policy, with comments. An existing file is never overwritten."""
+    text = initial_policy_text(organization)
+    if output == "-":
+        sys.stdout.write(text)
+        return OK
+    try:
+        with Path(output).open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError as err:
+        raise HostError(f"{output} exists already", hint="choose another --output") from err
+    except OSError as err:
+        raise HostError(f"{output} cannot be written: {err.strerror}") from err
+    click.echo(f"wrote {output}")
+    return OK

@@ -1,0 +1,79 @@
+"""``ramnet status``: what is enforced right now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ramnet.cli.exits import (
+    DEGRADED,
+    NOT_RUNNING,
+    OK,
+    json_option,
+    print_json,
+    runtime_dir_option,
+)
+from ramnet.host.control import ask
+
+_GOOD = ("enforcing", "auditing", "standby")
+
+
+@click.command()
+@json_option
+@runtime_dir_option
+def status(as_json: bool, runtime_dir: str) -> int:
+    """Show what is enforced, and what is not.
+
+    Exit code: 0 enforcing, 3 not running, 4 degraded or locked down.
+    """
+    try:
+        report = ask(runtime_dir, "status")
+    except (FileNotFoundError, ConnectionRefusedError):
+        return _not_running(as_json, runtime_dir)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    return OK if report["state"] in _GOOD else DEGRADED
+
+
+def _not_running(as_json: bool, runtime_dir: str) -> int:
+    reason = f"no daemon answers in {runtime_dir}"
+    if as_json:
+        print_json({"schema": 1, "state": "off", "running": False, "warnings": [reason]})
+    else:
+        click.echo(f"ramnet: not running: {reason}", err=True)
+        click.echo(
+            "hint: a daemon that stopped leaves its rules in force; `ramnet off` removes them",
+            err=True,
+        )
+    return NOT_RUNNING
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - only where something is drawn
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    policy, dns, scope = report["policy"], report["dns"], report["scope"]
+    console.print(f"state      {report['state']}", markup=False)
+    console.print(f"policy     {policy['organization'] or 'none'}  {policy['digest'] or ''}")
+    console.print(f"registries {', '.join(policy['registries']) or 'none'}", markup=False)
+    ports = ", ".join(map(str, scope["ports"]))
+    console.print(f"scope      {scope['mode']} (TCP ports {ports}): {scope['because']}")
+    servers = ", ".join(dns["servers"])
+    console.print(f"dns        {dns['mode']}, resolvers {servers} ({dns['trust']})", markup=False)
+    console.print(f"leases     {report['leases']}    refused {report['refused']}")
+    table = Table("class", "wanted", "enforced", "because", box=None, pad_edge=False)
+    for name, item in report["classes"].items():
+        table.add_row(name, item["wanted"], item["enforced"], item["because"])
+    console.print(table)
+    for title, lines in (
+        ("not covered", report["not_covered"]),
+        ("warnings", report["warnings"]),
+    ):
+        if lines:
+            console.print(f"{title}:")
+        for line in lines:
+            console.print(f"  - {line}", markup=False)

@@ -1,0 +1,1 @@
+"""Pure logic: values in, values and commands out. No I/O, no clock."""

@@ -1,0 +1,367 @@
+"""The engine: events in, commands out. Everything that ramnet decides while running is here.
+
+No I/O and no clock: ``handle(event, now)`` with ``now`` in seconds of CLOCK_MONOTONIC. The caller
+carries commands out in order, before it hands over the next event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+from ramnet.core.catalog import Catalog
+from ramnet.core.compiler import (
+    AllowList,
+    Held,
+    Marks,
+    Resolver,
+    allow_list,
+    compile_table,
+)
+from ramnet.core.config import Limits
+from ramnet.core.dns import Answer, Query, parse_answer, parse_query
+from ramnet.core.events import (
+    Addr,
+    Command,
+    DnsPacket,
+    Event,
+    Level,
+    LoadTable,
+    Log,
+    PolicyRead,
+    PolicyRejected,
+    Resolved,
+    ResolveNames,
+    ResolversFound,
+    Started,
+    TableLoaded,
+    TableLost,
+    TableRefused,
+    Tick,
+    Unresolved,
+    WriteLeases,
+)
+from ramnet.core.leases import LeaseLimits, LeaseTable, Refusal
+from ramnet.core.names import HostName
+from ramnet.core.policy import Policy
+from ramnet.errors import WireError
+
+# How long an answer is waited for. Clients ask again after 5 s (resolv.conf(5)) with a new query.
+QUERY_SECONDS = 10.0
+# After a table that the kernel did not take, and between repairs of one that went away: often
+# enough to heal by itself, and no busy loop when it cannot.
+RETRY_SECONDS = 5.0
+
+
+class State(StrEnum):
+    """What ``status`` says first."""
+
+    ENFORCING = "enforcing"
+    DEGRADED = "degraded"
+    LOCKED_DOWN = "locked-down"
+    OFF = "off"
+
+
+class Ignored(StrEnum):
+    """Why a DNS message taught nothing."""
+
+    MALFORMED = "malformed"
+    NO_QUERY = "no-matching-query"
+    NOT_ALLOWED = "name-not-allowed"
+    NO_ADDRESS = "no-address"
+    NOT_TEACHABLE = "address-not-teachable"
+    FULL = "limit-reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One consistent picture: a policy, what it allows, and whom to believe."""
+
+    policy: Policy | None
+    digest: str
+    allowed: AllowList
+    resolvers: tuple[Resolver, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the daemon's own look-up of a name last gave, of one address family."""
+
+    at: float
+    addresses: tuple[Addr, ...]
+
+
+_QueryKey = tuple[Addr, int, Addr, int, bytes, int]
+
+
+class Engine:
+    """Owns the policy in force, the leases and the queries that wait for an answer."""
+
+    def __init__(self, catalog: Catalog, limits: Limits, marks: Marks, today: date) -> None:
+        self._catalog = catalog
+        self._limits = limits
+        self._marks = marks
+        self._today = today
+        self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
+        self._applied: Plan | None = None
+        self._loading: Plan | None = None
+        self._retry_at: float | None = None
+        self._queries: OrderedDict[_QueryKey, float] = OrderedDict()
+        self._resolved: dict[HostName, dict[int, _Known]] = {}
+        self.leases = LeaseTable(
+            LeaseLimits(
+                ttl_min=limits.lease_min_seconds,
+                ttl_max=limits.lease_max_seconds,
+                grace=limits.lease_grace_seconds,
+                per_name=limits.leases_per_name,
+                total=limits.leases_total,
+            )
+        )
+        self.policy_problem = ""
+        self.table_problem = ""
+        self.answers = 0
+        self.learned = 0
+        self.repairs = 0
+        self.ignored: Counter[Ignored] = Counter()
+
+    @property
+    def applied(self) -> Plan | None:
+        """What the kernel enforces; None before the first table is loaded."""
+        return self._applied
+
+    @property
+    def state(self) -> State:
+        """Summarise: what is enforced, never what is only wanted."""
+        if self._applied is None:
+            return State.OFF
+        if self._applied.policy is None:
+            return State.LOCKED_DOWN
+        return State.DEGRADED if self.table_problem else State.ENFORCING
+
+    def handle(  # noqa: C901, PLR0911, PLR0912 - one case an event, and nothing else
+        self, event: Event, now: float
+    ) -> list[Command]:
+        """Take one event in and return what is to be done, in order."""
+        match event:
+            case DnsPacket():
+                return self._packet(event, now)
+            case Resolved():
+                return self._resolved_name(event, now)
+            case Unresolved():
+                return self._unresolved(event, now)
+            case Tick():
+                return self._tick(event, now)
+            case Started():
+                for held in event.held:
+                    if held.name:
+                        name = HostName(held.name)
+                        self.leases.restore(held.address, held.port, name, held.seconds, now)
+                return self._load(now)
+            case PolicyRead():
+                return self._policy_read(event, now)
+            case PolicyRejected():
+                return self._policy_rejected(event)
+            case ResolversFound():
+                return self._resolvers_found(event, now)
+            case TableLoaded():
+                return self._table_loaded(now)
+            case TableRefused():
+                return self._table_refused(event.problem, now)
+            case TableLost():
+                return self._table_lost(event.problem, now)
+
+    # Policy, resolvers and the table
+
+    def _policy_read(self, event: PolicyRead, now: float) -> list[Command]:
+        self.policy_problem = ""
+        if self._wanted.policy is not None and event.digest == self._wanted.digest:
+            return []
+        allowed = allow_list(event.policy, self._catalog, self._today)
+        self._wanted = Plan(event.policy, event.digest, allowed, self._wanted.resolvers)
+        return self._reload(now)
+
+    def _policy_rejected(self, event: PolicyRejected) -> list[Command]:
+        if event.problem == self.policy_problem:
+            return []
+        self.policy_problem = event.problem
+        if self._wanted.policy is None:
+            stands = "no policy was valid yet: every judged connection is refused"
+        else:
+            stands = f"the policy {self._wanted.digest} stays in force"
+        return [Log(Level.ERROR, f"policy rejected; {stands}: {event.problem}")]
+
+    def _resolvers_found(self, event: ResolversFound, now: float) -> list[Command]:
+        if event.resolvers == self._wanted.resolvers:
+            return []
+        wanted = self._wanted
+        self._wanted = Plan(wanted.policy, wanted.digest, wanted.allowed, event.resolvers)
+        return self._reload(now)
+
+    def _reload(self, now: float) -> list[Command]:
+        """Load what is wanted now; before the start, everything is gathered first."""
+        return [] if self._applied is None else self._load(now)
+
+    def _load(self, now: float) -> list[Command]:
+        plan = self._wanted
+        self._loading = plan
+        held = self._held(plan.allowed, now)
+        return [LoadTable(compile_table(plan.allowed, plan.resolvers, held, self._marks))]
+
+    def _held(self, allowed: AllowList, now: float) -> Iterator[Held]:
+        """Yield the leases that a policy still allows, each with the name that leads there."""
+        for lease in self.leases.snapshot(now):
+            for name in lease.names:
+                if lease.port in allowed.ports_of(name):
+                    yield Held(lease.ip, lease.port, lease.remaining, name)
+                    break
+
+    def _table_loaded(self, now: float) -> list[Command]:
+        plan, before = self._loading, self._applied
+        if plan is None:
+            return []
+        self._loading, self._retry_at, self.table_problem = None, None, ""
+        self._applied = plan
+        allowed = plan.allowed
+        self.leases.retain(lambda name, _ip, port: port in allowed.ports_of(name), now)
+        self._resolved = {
+            name: known for name, known in self._resolved.items() if allowed.ports_of(name)
+        }
+        commands: list[Command] = []
+        if before is None or before.digest != plan.digest:
+            commands.append(Log(Level.INFO, _announce(plan)))
+        if before is None or before.allowed is not allowed:
+            commands.append(ResolveNames(allowed.exact[: self._limits.warm_names]))
+        return commands
+
+    def _table_refused(self, problem: str, now: float) -> list[Command]:
+        """Keep what stands; try again later."""
+        self._loading = None
+        self._retry_at = now + RETRY_SECONDS
+        if problem == self.table_problem:
+            return []
+        self.table_problem = problem
+        return [Log(Level.ERROR, f"the kernel refused the ruleset: {problem}")]
+
+    def _table_lost(self, problem: str, now: float) -> list[Command]:
+        """Put the table back at once; while that fails, at the pace of retries."""
+        if self._applied is None or self._retry_at is not None:
+            return []
+        self.repairs += 1
+        return [Log(Level.WARNING, f"{problem}; loading the whole table again"), *self._load(now)]
+
+    def _tick(self, event: Tick, now: float) -> list[Command]:
+        self.leases.expire(now)
+        while self._queries:
+            key, expires = next(iter(self._queries.items()))
+            if expires > now:
+                break
+            del self._queries[key]
+        if event.today != self._today:
+            self._today = event.today
+            wanted = self._wanted
+            allowed = allow_list(wanted.policy, self._catalog, self._today)
+            self._wanted = Plan(wanted.policy, wanted.digest, allowed, wanted.resolvers)
+            return self._reload(now)
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = now + RETRY_SECONDS
+            return self._load(now)
+        return []
+
+    # DNS
+
+    def _packet(self, packet: DnsPacket, now: float) -> list[Command]:
+        try:
+            if packet.query:
+                self._remember(packet, parse_query(packet.payload), now)
+                return []
+            self.answers += 1
+            answer = parse_answer(packet.payload)
+        except WireError:
+            self.ignored[Ignored.MALFORMED] += 1
+            return []
+        expires = self._queries.pop(_query_key(packet, Query(answer.id, answer.question)), None)
+        if expires is None or expires <= now:
+            return self._ignore(Ignored.NO_QUERY)
+        return self._answer(answer, now)
+
+    def _remember(self, packet: DnsPacket, query: Query, now: float) -> None:
+        """Keep a query whose answer could teach; others would only push those out."""
+        name = query.question.name
+        if name is None or self._applied is None or not self._applied.allowed.ports_of(name):
+            return
+        key = _query_key(packet, query)
+        self._queries.pop(key, None)
+        self._queries[key] = now + QUERY_SECONDS
+        if len(self._queries) > self._limits.pending_queries:
+            self._queries.popitem(last=False)
+
+    def _answer(self, answer: Answer, now: float) -> list[Command]:
+        name = answer.question.name
+        if name is None:
+            return self._ignore(Ignored.NOT_ALLOWED)
+        if not answer.addresses:
+            return self._ignore(Ignored.NO_ADDRESS)
+        return self._learn(name, answer.addresses, answer.ttl, now)
+
+    def _ignore(self, why: Ignored) -> list[Command]:
+        self.ignored[why] += 1
+        return []
+
+    def _learn(
+        self, name: HostName, addresses: tuple[Addr, ...], ttl: int, now: float
+    ) -> list[Command]:
+        ports = self._applied.allowed.ports_of(name) if self._applied is not None else None
+        if not ports:
+            return self._ignore(Ignored.NOT_ALLOWED)
+        learned = self.leases.learn(name, addresses, ttl, ports, now)
+        for _, why in learned.ignored:
+            bad = why is Refusal.NOT_TEACHABLE
+            self.ignored[Ignored.NOT_TEACHABLE if bad else Ignored.FULL] += 1
+        if not learned.write and not learned.drop:
+            return []
+        self.learned += len(learned.write)
+        add = tuple(Held(item.ip, item.port, item.timeout, name) for item in learned.write)
+        return [WriteLeases(add, learned.drop)]
+
+    def _resolved_name(self, event: Resolved, now: float) -> list[Command]:
+        known = self._resolved.setdefault(event.name, {})
+        for version in (4, 6):
+            addresses = tuple(ip for ip in event.addresses if ip.version == version)
+            if addresses:
+                known[version] = _Known(now, addresses)
+        return self._learn(event.name, event.addresses, event.ttl, now)
+
+    def _unresolved(self, event: Unresolved, now: float) -> list[Command]:
+        """Keep what a name had (RFC 8767, serve stale): no answer is no reason to refuse a pull.
+
+        Bounded by the longest lease: a resolver that is away for longer proves nothing any more.
+        """
+        commands = []
+        for known in self._resolved.get(event.name, {}).values():
+            if now - known.at <= self._limits.lease_max_seconds:
+                commands += self._learn(event.name, known.addresses, 0, now)
+        return commands
+
+
+def _query_key(packet: DnsPacket, query: Query) -> _QueryKey:
+    """Name an exchange: an answer must agree with its query in all of this."""
+    question = query.question
+    return (
+        packet.client,
+        packet.client_port,
+        packet.server,
+        query.id,
+        question.wire,
+        question.qtype,
+    )
+
+
+def _announce(plan: Plan) -> str:
+    if plan.policy is None:
+        return "locked down: no valid policy, every judged connection is refused"
+    count = len(plan.allowed.registries)
+    noun = "registry" if count == 1 else "registries"
+    return f"policy {plan.digest} of {plan.policy.organization} is in force: {count} {noun}"

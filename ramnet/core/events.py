@@ -1,0 +1,169 @@
+"""What happens (events) and what is to be done about it (commands): the words of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+from ramnet.core.compiler import Held, Resolver
+from ramnet.core.leases import Key
+from ramnet.core.names import HostName
+from ramnet.core.policy import Policy
+from ramnet.core.ruleset import Table
+
+Addr = IPv4Address | IPv6Address
+
+
+class Level(StrEnum):
+    """How much a log line matters; the values are those of syslog(3)."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "err"
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """All that the first ruleset needs has been told; ``held`` is what the kernel still holds."""
+
+    held: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRead:
+    """A valid policy was read."""
+
+    policy: Policy
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRejected:
+    """The policy file is missing or not valid; ``problem`` has its faults with their places."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolversFound:
+    """The trusted resolvers and their interfaces, as the machine is set up now."""
+
+    resolvers: tuple[Resolver, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPacket:
+    """A copy of a DNS message over UDP: a query that leaves or an answer that arrives.
+
+    ``interface`` is the index of the interface it leaves or arrives by.
+    """
+
+    query: bool
+    server: Addr
+    server_port: int
+    client: Addr
+    client_port: int
+    interface: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The daemon itself asked for a name: all its addresses, and the least TTL in seconds."""
+
+    name: HostName
+    addresses: tuple[Addr, ...]
+    ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """The daemon asked for a name and no resolver gave an answer."""
+
+    name: HostName
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableLoaded:
+    """The kernel took the table of the ``LoadTable`` before."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRefused:
+    """The kernel did not take the table; what was in force stays in force."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableLost:
+    """Our table is not in the kernel any more, or an element could not be written to it."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+    today: date
+
+
+Event = (
+    Started
+    | PolicyRead
+    | PolicyRejected
+    | ResolversFound
+    | DnsPacket
+    | Resolved
+    | Unresolved
+    | TableLoaded
+    | TableRefused
+    | TableLost
+    | Tick
+)
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTable:
+    """Replace our table in one transaction; answer with ``TableLoaded`` or ``TableRefused``."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLeases:
+    """Add or extend elements of the host sets, and remove others.
+
+    To be answered with ``TableLost`` on failure.
+    """
+
+    add: tuple[Held, ...]
+    drop: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveNames:
+    """From now on keep exactly these names resolved."""
+
+    names: tuple[HostName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Tell the operator."""
+
+    level: Level
+    message: str
+
+
+Command = LoadTable | WriteLeases | ResolveNames | Log

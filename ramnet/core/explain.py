@@ -1,0 +1,148 @@
+"""Why something is allowed or refused: the chain from the policy entry to the lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ramnet.core.compiler import HTTPS, LOCALHOST, AllowList, Grant
+from ramnet.core.leases import Lease, LeaseTable
+from ramnet.core.names import Address, HostName, parse_address
+from ramnet.core.reference import parse_reference
+from ramnet.errors import NameFault
+
+Addr = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked about: a name or an address, and the port that a client would dial."""
+
+    text: str
+    host: HostName | None
+    address: Addr | None
+    port: int
+
+    @property
+    def shown(self) -> str:
+        """The host or address, with a port that is not HTTPS."""
+        if self.host is not None:
+            return self.host if self.port == HTTPS else f"{self.host}:{self.port}"
+        plain = f"[{self.address}]" if isinstance(self.address, IPv6Address) else str(self.address)
+        return str(self.address) if self.port == HTTPS else f"{plain}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The verdict on a target, and why.
+
+    ``registry`` is the policy's address that allows it, empty when none does; ``leases`` are what
+    the kernel holds for it.
+    """
+
+    target: Target
+    reason: str
+    registry: str = ""
+    leases: tuple[Lease, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the policy allows it."""
+        return bool(self.registry)
+
+
+def parse_target(text: str) -> Target:
+    """Read an image reference, a host or an IP address, each with an optional port.
+
+    What has a slash is an image; so is a plain word (``nginx``, ``nginx:1.27``), as Docker reads
+    it. A word with a dot or a number after its colon (``quay.io``, ``registry:5000``), and
+    ``localhost``, is a host. Raises ``NameFault`` or ``ReferenceFault``.
+    """
+    word = text.strip()
+    if "/" in word:
+        return _of_address(word, parse_reference(word).wire)
+    try:
+        return Target(word, None, ip_address(word.strip("[]")), HTTPS)
+    except ValueError:
+        pass
+    host, _, port = word.partition(":")
+    if word.startswith("[") or "." in host or host == LOCALHOST or port.isdigit():
+        return _of_address(word, parse_address(word))
+    return _of_address(word, parse_reference(word).wire)
+
+
+def _of_address(text: str, address: Address) -> Target:
+    if address.any_port or (address.pattern is not None and address.pattern.wildcard):
+        raise NameFault(
+            f"'{text}' is a pattern, not one host",
+            hint="ask about one host that it covers, such as registry.example.com",
+        )
+    name = address.pattern.name if address.pattern is not None else None
+    return Target(text, name, address.ip, address.port or HTTPS)
+
+
+def explain(
+    target: Target, allowed: AllowList, leases: LeaseTable | None, now: float
+) -> Explanation:
+    """Explain the verdict on ``target``; ``leases`` None where no daemon can be asked."""
+    if target.host is not None:
+        return _explain_host(target, target.host, allowed, leases, now)
+    return _explain_address(target, allowed, leases, now)
+
+
+def _explain_host(
+    target: Target, host: HostName, allowed: AllowList, leases: LeaseTable | None, now: float
+) -> Explanation:
+    held = leases.by_name(host, now) if leases is not None else ()
+    held = tuple(lease for lease in held if lease.port == target.port)
+    grants = list(allowed.names.find(host))
+    if host == LOCALHOST:
+        grants += allowed.grants_for(IPv4Address("127.0.0.1"))
+    for grant in grants:
+        if _covers(grant, target.port):
+            return Explanation(target, grant.via, grant.registry, held)
+    if grants:
+        return _other_port(target, grants, allowed)
+    return _refused(target, "no registry of the policy covers it", allowed)
+
+
+def _explain_address(
+    target: Target, allowed: AllowList, leases: LeaseTable | None, now: float
+) -> Explanation:
+    address = target.address
+    assert address is not None  # noqa: S101 - a target is a host or an address
+    grants = list(allowed.grants_for(address))
+    for grant in grants:
+        if _covers(grant, target.port):
+            return Explanation(target, grant.via, grant.registry)
+    held = leases.find(address, now) if leases is not None else ()
+    for lease in held:
+        if lease.port == target.port and lease.names:
+            name = lease.names[0]
+            registry = next((grant.registry for grant in allowed.names.find(name)), "")
+            return Explanation(target, f"DNS: {name} led to it", registry, (lease,))
+    if grants:
+        return _other_port(target, grants, allowed)
+    if held:
+        ports = ", ".join(str(lease.port) for lease in held)
+        return _refused(target, f"the address is allowed on port {ports} only", allowed)
+    if leases is None:
+        return _refused(target, "no network of the policy holds it (DNS was not asked)", allowed)
+    why = "no network of the policy holds it and no allowed name led to it"
+    return _refused(target, why, allowed)
+
+
+def _covers(grant: Grant, port: int) -> bool:
+    return grant.ports is None or port in grant.ports
+
+
+def _other_port(target: Target, grants: list[Grant], allowed: AllowList) -> Explanation:
+    ports = sorted({port for grant in grants for port in grant.ports or ()})
+    listed = ", ".join(map(str, ports))
+    return _refused(target, f"the policy allows it on port {listed} only", allowed)
+
+
+def _refused(target: Target, reason: str, allowed: AllowList) -> Explanation:
+    if target.port not in allowed.ports:
+        reason += f"; under scope netns port {target.port} is not judged, so it is not refused"
+    return Explanation(target, reason)

@@ -1,0 +1,141 @@
+"""A ruleset as data, and its one renderer: nft's own language, one transaction.
+
+libnftables' JSON cannot say everything (``socket cgroupv2 level N`` comes back without its level
+and is refused on input), so text is what is loaded; the kernel's listing judges its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Hook(StrEnum):
+    """The netfilter hooks that a base chain may sit at."""
+
+    INPUT = "input"
+    FORWARD = "forward"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A named set: ``kind`` is its key type, ``elements`` are in nft's language."""
+
+    name: str
+    kind: str
+    flags: tuple[str, ...] = ()
+    size: int | None = None
+    timeout: str | None = None
+    elements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A named counter and what it starts from, so that a reload does not lose what was counted."""
+
+    name: str
+    packets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: its matches and statements in nft's language, and a comment for the reader."""
+
+    text: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; with a hook it is a base chain of type ``kind`` and policy accept."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+    priority: int = 0
+    kind: str = "filter"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A whole table of family inet."""
+
+    name: str
+    counters: tuple[Counter, ...] = ()
+    sets: tuple[Set, ...] = ()
+    chains: tuple[Chain, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def with_counts(table: Table, packets: Mapping[str, int]) -> Table:
+    """Return the table with its counters starting from ``packets`` by name."""
+    counters = tuple(Counter(item.name, packets.get(item.name, 0)) for item in table.counters)
+    return replace(table, counters=counters)
+
+
+# nft reads a line at a time; one element a line keeps its messages short when one is wrong.
+_JOIN = ",\n      "
+
+
+def render_replace(table: Table) -> str:
+    """Render the transaction that puts ``table`` in the place of whatever bears its name.
+
+    The first line makes sure that the delete finds a table.
+    """
+    return render_remove(table.name) + render_create(table)
+
+
+def render_create(table: Table) -> str:
+    """Render a table that does not exist yet."""
+    return "\n".join(_table(table)) + "\n"
+
+
+def render_remove(name: str) -> str:
+    """Render the transaction that removes the table, whether it exists or not."""
+    return f"table inet {name}\ndelete table inet {name}\n"
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"table inet {table.name} {{"
+    if table.flags:
+        yield f"  flags {','.join(table.flags)};"
+    for counter in table.counters:
+        yield f"  counter {counter.name} {{ packets {counter.packets} bytes 0; }}"
+    for item in table.sets:
+        yield from _set(item)
+    for chain in _callees_first(table.chains):
+        yield from _chain(chain)
+    yield "}"
+
+
+def _callees_first(chains: tuple[Chain, ...]) -> Iterator[Chain]:
+    """Yield plain chains before base chains: a jump must name a chain that is already there."""
+    yield from (chain for chain in chains if chain.hook is None)
+    yield from (chain for chain in chains if chain.hook is not None)
+
+
+def _set(item: Set) -> Iterator[str]:
+    yield f"  set {item.name} {{"
+    yield f"    type {item.kind};"
+    if item.flags:
+        yield f"    flags {','.join(item.flags)};"
+    if item.size is not None:
+        yield f"    size {item.size};"
+    if item.timeout is not None:
+        yield f"    timeout {item.timeout};"
+    if item.elements:
+        yield f"    elements = {{ {_JOIN.join(item.elements)} }}"
+    yield "  }"
+
+
+def _chain(chain: Chain) -> Iterator[str]:
+    yield f"  chain {chain.name} {{"
+    if chain.hook is not None:
+        head = f"type {chain.kind} hook {chain.hook} priority {chain.priority}"
+        yield f"    {head}; policy accept;"
+    for rule in chain.rules:
+        comment = f' comment "{rule.comment}"' if rule.comment else ""
+        yield f"    {rule.text}{comment}"
+    yield "  }"

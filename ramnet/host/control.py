@@ -1,0 +1,133 @@
+"""The control socket: one JSON object a line, in and out, over a unix stream socket.
+
+Anyone may read; only root may change anything. Who asks is told by the kernel (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ramnet.errors import ControlError, HostError, RamnetError
+
+SOCKET_NAME = "control.sock"
+# A request is a verb and a name; an answer may list every registry of a long policy.
+MAX_REQUEST = 8 * 1024
+MAX_ANSWER = 64 * 1024 * 1024
+# A client that says nothing, or reads nothing, gives its place to another.
+CLIENT_SECONDS = 5.0
+ASK_SECONDS = 10.0
+
+Request = Mapping[str, Any]
+Handler = Callable[[Request], Awaitable[dict[str, Any]]]
+
+
+class ControlServer:
+    """Serves requests until closed; verbs in ``root_only`` are refused to anyone but uid 0."""
+
+    def __init__(
+        self, runtime_dir: str, handler: Handler, *, root_only: frozenset[str], clients: int
+    ) -> None:
+        self.path = Path(runtime_dir) / SOCKET_NAME
+        self._handler = handler
+        self._root_only = root_only
+        self._clients = clients
+        self._active = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. The lock against a second daemon is held by then: an old socket is nobody's."""
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_socket():
+                raise HostError(f"{self.path} is in the way and is not a socket")
+            self.path.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(
+                self._serve, self.path, limit=MAX_REQUEST
+            )
+            self.path.chmod(0o666)  # anyone may ask for the status
+        except OSError as err:
+            raise HostError(
+                f"control socket {self.path}: {err.strerror}",
+                hint="--runtime-dir names a directory that root can write to",
+            ) from err
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._active += 1
+        try:
+            if self._active > self._clients:
+                answer = _failure(ControlError("too many clients", hint="try again"))
+            else:
+                async with asyncio.timeout(CLIENT_SECONDS):
+                    line = await reader.readline()
+                answer = await self._answer(line, _peer_uid(writer))
+            writer.write(json.dumps(answer).encode() + b"\n")
+            async with asyncio.timeout(CLIENT_SECONDS):
+                await writer.drain()
+        except (OSError, TimeoutError, ValueError):  # ValueError: a line beyond the limit
+            pass
+        finally:
+            self._active -= 1
+            writer.close()
+
+    async def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            verb = request["verb"]
+        except (ValueError, KeyError, TypeError):
+            return _failure(ControlError("the request is not understood"))
+        if verb in self._root_only and uid != 0:
+            return _failure(ControlError(f"only root may ask for '{verb}'"))
+        try:
+            return {"ok": True, "result": await self._handler(request)}
+        except RamnetError as err:
+            return _failure(err)
+
+
+def _failure(error: RamnetError) -> dict[str, Any]:
+    return {"ok": False, "error": error.message, "hint": error.hint}
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", raw)[1])
+
+
+def ask(runtime_dir: str, verb: str, **arguments: Any) -> dict[str, Any]:
+    """Ask the daemon and return its answer.
+
+    Raises ``FileNotFoundError`` or ``ConnectionRefusedError`` when no daemon listens, and
+    ``ControlError`` when it refuses or does not answer.
+    """
+    path = Path(runtime_dir) / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(ASK_SECONDS)
+        try:
+            client.connect(str(path))
+            client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            with client.makefile("rb") as stream:
+                line = stream.readline(MAX_ANSWER)
+            answer = json.loads(line)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise
+        except (OSError, ValueError) as err:
+            raise ControlError(
+                f"the daemon does not answer on {path}: {err}", hint="see its log"
+            ) from err
+    if not answer.get("ok"):
+        raise ControlError(str(answer.get("error")), hint=str(answer.get("hint", "")))
+    result: dict[str, Any] = answer["result"]
+    return result

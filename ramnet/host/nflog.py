@@ -1,0 +1,131 @@
+"""Copies of DNS packets from the kernel: nfnetlink_log (NFLOG), the ``observe`` rung.
+
+Our rules log two kinds of packets to one group: queries to a trusted resolver as they leave
+(output hook), and answers as they arrive (input hook) that conntrack ties to such a query. Taken
+behind conntrack, unlike an AF_PACKET tap, a copy exists only of what the rules believe.
+
+A group has one owner in a network namespace: binding it is also the lock against a second daemon.
+Source: ``linux/netfilter/nfnetlink_log.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+
+from ramnet.core.events import DnsPacket
+from ramnet.core.packet import parse_udp
+from ramnet.errors import HostError
+from ramnet.host import netlink
+from ramnet.host.netlink import NetfilterSocket, attribute
+
+NFNL_SUBSYS_ULOG = 4
+NFULNL_MSG_PACKET = NFNL_SUBSYS_ULOG << 8 | 0
+NFULNL_MSG_CONFIG = NFNL_SUBSYS_ULOG << 8 | 1
+NFULA_PACKET_HDR = 1
+NFULA_IFINDEX_INDEV = 4
+NFULA_IFINDEX_OUTDEV = 5
+NFULA_PAYLOAD = 9
+NFULA_CFG_CMD = 1
+NFULA_CFG_MODE = 2
+NFULA_CFG_TIMEOUT = 4
+NFULA_CFG_QTHRESH = 5
+NFULNL_CFG_CMD_BIND = 1
+NFULNL_COPY_PACKET = 2
+NF_INET_LOCAL_OUT = 3
+
+
+# Datagrams read in one turn of the event loop: a flood of answers must not starve timers, the
+# control socket or the resolver. What is left waits in the socket buffer.
+BURST = 128
+
+
+class NflogReader:
+    """Owns one NFLOG group and turns what arrives there into ``DnsPacket`` events."""
+
+    def __init__(self, group: int) -> None:
+        """Bind ``group``; raises ``HostError`` if it has an owner or the kernel has no NFLOG."""
+        self.lost = 0
+        self._socket = NetfilterSocket("nflog")
+        try:
+            self._configure(group)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _configure(self, group: int) -> None:
+        head = netlink.NFGEN.pack(0, 0, group)
+        # Deliver each packet at once: the default gathers them for a second.
+        settings = (
+            attribute(NFULA_CFG_MODE, struct.pack(">IBB", 0xFFFF, NFULNL_COPY_PACKET, 0))
+            + attribute(NFULA_CFG_QTHRESH, struct.pack(">I", 1))
+            + attribute(NFULA_CFG_TIMEOUT, struct.pack(">I", 1))
+        )
+        for payload in (attribute(NFULA_CFG_CMD, bytes((NFULNL_CFG_CMD_BIND,))), settings):
+            sequence = self._socket.next_sequence()
+            flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
+            data = netlink.message(NFULNL_MSG_CONFIG, flags, sequence, head + payload)
+            code = self._socket.acknowledged(data, range(sequence, sequence + 1)).get(sequence)
+            if code in (errno.EBUSY, errno.EPERM):
+                raise HostError(
+                    f"NFLOG group {group} belongs to another process in this network namespace",
+                    hint="another ramnet runs here; `ramnet status` tells, `ramnet off` ends it",
+                )
+            if code:
+                raise HostError(
+                    f"binding NFLOG group {group}: {os.strerror(code)}",
+                    hint="the kernel needs CONFIG_NETFILTER_NETLINK_LOG",
+                )
+
+    def fileno(self) -> int:
+        """Return the file descriptor to wait on."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Give the group back."""
+        self._socket.close()
+
+    def read(self) -> Iterator[DnsPacket]:
+        """Yield what has arrived, at most ``BURST`` datagrams; never blocks.
+
+        Overruns (ENOBUFS) are counted in ``lost``.
+        """
+        for _ in range(BURST):
+            try:
+                data = self._socket.receive_now()
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:
+                    raise HostError(f"nflog: netlink receive: {err.strerror}") from err
+                self.lost += 1
+                continue
+            if data is None:
+                return
+            for kind, _, payload in netlink.messages(data):
+                if kind == NFULNL_MSG_PACKET:
+                    packet = _parse(payload)
+                    if packet is not None:
+                        yield packet
+
+
+def _parse(payload: memoryview) -> DnsPacket | None:
+    protocol = hook = interface = 0
+    packet: memoryview | None = None
+    for kind, value in netlink.attributes(payload[netlink.NFGEN.size :]):
+        if kind == NFULA_PACKET_HDR:
+            protocol, hook = struct.unpack_from(">HB", value)
+        elif kind in (NFULA_IFINDEX_INDEV, NFULA_IFINDEX_OUTDEV):
+            interface = int.from_bytes(value, "big")
+        elif kind == NFULA_PAYLOAD:
+            packet = value
+    if packet is None:
+        return None
+    datagram = parse_udp(protocol, packet)
+    if datagram is None:
+        return None
+    source = datagram.source, datagram.source_port
+    target = datagram.target, datagram.target_port
+    query = hook == NF_INET_LOCAL_OUT
+    server, client = (target, source) if query else (source, target)
+    return DnsPacket(query, *server, *client, interface, datagram.payload)

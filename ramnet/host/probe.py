@@ -1,0 +1,213 @@
+"""Probe the kernel by doing: load a rule in a scratch namespace and read it back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramnet.core.kernel import Evidence, Feature
+from ramnet.core.ruleset import Chain, Hook, Rule, Set, Table, render_create
+from ramnet.errors import HostError
+from ramnet.host import netlink
+from ramnet.host.netlink import NetfilterSocket, attribute, nested
+from ramnet.host.nflog import NflogReader
+from ramnet.host.nft import Nft
+from ramnet.host.scratch import in_scratch_netns
+
+TABLE = "ramnet_probe"
+_GROUP = 1
+
+NFT_MSG_NEWRULE = netlink.NFNL_SUBSYS_NFTABLES << 8 | 6
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_LIST_ELEM = 1
+NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A table to load, and what its listing must then contain."""
+
+    table: Table
+    expect: str
+
+
+def _rule(text: str, expect: str, *sets: Set, hook: Hook = Hook.OUTPUT) -> _Trial:
+    chain = Chain("probe", (Rule(text),), hook, -160)
+    return _Trial(Table(TABLE, sets=sets, chains=(chain,)), expect)
+
+
+def _set(expect: str, item: Set) -> _Trial:
+    return _Trial(Table(TABLE, sets=(item,)), expect)
+
+
+_PAIR = Set("s", "ipv4_addr . inet_service", elements=("192.0.2.1 . 443",))
+_TIMED = Set(
+    "s", "ipv6_addr . inet_service", ("timeout",), elements=("2001:db8::1 . 443 timeout 60s",)
+)
+_RANGE = Set("s", "ipv4_addr", ("interval",), elements=("192.0.2.0/24",))
+_DYNAMIC = Set("s", "ipv4_addr", ("dynamic", "timeout"), size=16, timeout="5s")
+_REDIRECT = Chain("probe", (Rule("tcp dport 1 redirect to :2"),), Hook.OUTPUT, -150, "nat")
+
+_TRIALS: Mapping[Feature, _Trial] = {
+    Feature.NFTABLES: _rule("counter", "hook output"),
+    Feature.SETS: _rule("ip daddr . tcp dport @s accept", "192.0.2.1 . 443", _PAIR),
+    Feature.TIMEOUTS: _set("timeout 1m", _TIMED),
+    Feature.INTERVALS: _set("192.0.2.0/24", _RANGE),
+    Feature.DYNAMIC: _rule(
+        "ip daddr != @s add @s { ip daddr } drop", "add @s { ip daddr }", _DYNAMIC
+    ),
+    Feature.CONNTRACK: _rule("ct state new counter", "ct state new"),
+    Feature.CT_MARK: _rule("ct mark set ct mark or 0x01000000", "ct mark set ct mark"),
+    Feature.CT_ORIGINAL: _rule(
+        "meta l4proto udp ct direction reply ct original proto-dst 53"
+        " ct original ip daddr . iif @s counter",
+        "ct original ip daddr . iif @s",
+        Set("s", "ipv4_addr . iface_index"),
+        hook=Hook.INPUT,
+    ),
+    Feature.REJECT: _rule("meta l4proto tcp reject with tcp reset", "tcp reset"),
+    Feature.LOG: _rule(f"udp dport 53 log group {_GROUP}", f"log group {_GROUP}"),
+    Feature.QUEUE: _rule(
+        "udp sport 53 queue flags bypass to 1", "queue flags bypass", hook=Hook.INPUT
+    ),
+    Feature.NAT: _Trial(Table(TABLE, chains=(_REDIRECT,)), "redirect to :2"),
+    Feature.OWNER: _Trial(Table(TABLE, flags=("owner",)), "flags owner"),
+}
+
+
+def probe() -> dict[Feature, Evidence]:
+    """Try every feature in a scratch network namespace; needs root.
+
+    A feature that cannot be tried is absent, with the reason as its evidence. Raises
+    ``HostError`` only when there is no scratch namespace or no libnftables to try with.
+    """
+    return in_scratch_netns(_probe_here)
+
+
+def _probe_here() -> dict[Feature, Evidence]:
+    special: Mapping[Feature, Callable[[Nft], str]] = {
+        Feature.NFLOG: _nflog,
+        Feature.COMPAT_QUEUE: _compat_queue,
+        Feature.CGROUP_BPF: _cgroup_bpf,
+        Feature.SOCKET_CGROUP: _socket_cgroup,
+    }
+    found = {}
+    nft = Nft()
+    for feature in Feature:
+        attempt = special.get(feature)
+        try:
+            seen = attempt(nft) if attempt is not None else _try(nft, _TRIALS[feature])
+            found[feature] = Evidence(feature, present=True, evidence=seen)
+        except HostError as err:
+            found[feature] = Evidence(feature, present=False, evidence=err.message)
+        finally:
+            _clear(nft)
+    return found
+
+
+def _clear(nft: Nft) -> None:
+    with contextlib.suppress(HostError):  # nothing to clear where the kernel refused the table
+        nft.apply(f"delete table inet {TABLE}\n")
+
+
+def _try(nft: Nft, trial: _Trial) -> str:
+    nft.apply(render_create(trial.table))
+    listing = nft.list_table("inet", TABLE)
+    for line in listing.splitlines():
+        if trial.expect in line:
+            return f"loaded and read back: {line.strip()}"
+    raise HostError(f"the kernel took the rule, but it does not read back as '{trial.expect}'")
+
+
+def _nflog(_nft: Nft) -> str:
+    NflogReader(_GROUP).close()
+    return f"bound NFLOG group {_GROUP}"
+
+
+def _compat_queue(nft: Nft) -> str:
+    """Append the xt target NFQUEUE (revision 3) to a chain of ours, as a rule of nft_compat."""
+    nft.apply(render_create(Table(TABLE, chains=(Chain("probe", ()),))))
+    info = struct.pack("=HHHxx", 1, 1, 1)  # xt_NFQ_info_v3: number, total, flags (1 = bypass)
+    data = (
+        attribute(NFTA_TARGET_NAME, b"NFQUEUE\0")
+        + attribute(NFTA_TARGET_REV, struct.pack(">I", 3))
+        + attribute(NFTA_TARGET_INFO, info)
+    )
+    expression = attribute(NFTA_EXPR_NAME, b"target\0") + nested(NFTA_EXPR_DATA, data)
+    body = (
+        netlink.NFGEN.pack(1, 0, 0)  # NFPROTO_INET
+        + attribute(NFTA_RULE_TABLE, TABLE.encode() + b"\0")
+        + attribute(NFTA_RULE_CHAIN, b"probe\0")
+        + nested(NFTA_RULE_EXPRESSIONS, nested(NFTA_LIST_ELEM, expression))
+    )
+    socket = NetfilterSocket("compat queue")
+    try:
+        flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | netlink.NLM_F_CREATE | 0x800
+        parts = netlink.batch_edge(netlink.NFNL_MSG_BATCH_BEGIN, socket.next_sequence())
+        sequence = socket.next_sequence()
+        parts += netlink.message(NFT_MSG_NEWRULE, flags, sequence, body)
+        parts += netlink.batch_edge(netlink.NFNL_MSG_BATCH_END, socket.next_sequence())
+        code = socket.acknowledged(parts, range(sequence, sequence + 1)).get(sequence)
+    finally:
+        socket.close()
+    if code:
+        raise HostError(f"nft_compat target NFQUEUE revision 3: {os.strerror(code)}")
+    return "appended xt target NFQUEUE revision 3 to a chain of family inet"
+
+
+def cgroup2_mount() -> str:
+    """Return where the cgroup v2 hierarchy is mounted; ``HostError`` when it is not."""
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            if right.split(" ", 1)[0] == "cgroup2":
+                return left.split(" ")[4]
+    raise HostError(
+        "no cgroup v2 hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup"
+    )
+
+
+def _socket_cgroup(nft: Nft) -> str:
+    """Match the group that exists nearest to the root: nft resolves a path when it loads it."""
+    mount = cgroup2_mount()
+    groups = sorted(entry.name for entry in os.scandir(mount) if entry.is_dir())
+    # nft reads paths from /sys/fs/cgroup, which on a hybrid machine is not the cgroup2 mount.
+    prefix = os.path.relpath(mount, "/sys/fs/cgroup")
+    prefix = "" if prefix == "." else f"{prefix}/"
+    if not groups:
+        raise HostError("the cgroup v2 hierarchy has no group to try with")
+    return _try(nft, _rule(f'socket cgroupv2 level 1 "{prefix}{groups[0]}" counter', "cgroupv2"))
+
+
+def _cgroup_bpf(_nft: Nft) -> str:
+    """Load (attach nothing) a two-instruction program of type CGROUP_SOCK."""
+    import ctypes  # noqa: PLC0415 - only this probe calls bpf(2) directly
+
+    program = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    instructions = ctypes.create_string_buffer(program, len(program))
+    licence = ctypes.create_string_buffer(b"GPL")
+    bpf_prog_load, cgroup_sock, sys_bpf = 5, 9, _bpf_number()
+    packed = struct.pack(
+        "=IIQQ", cgroup_sock, 2, ctypes.addressof(instructions), ctypes.addressof(licence)
+    ).ljust(128, b"\0")
+    attr = ctypes.create_string_buffer(packed, len(packed))
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.syscall(sys_bpf, bpf_prog_load, attr, len(packed))
+    if descriptor < 0:
+        raise HostError(f"bpf(BPF_PROG_LOAD): {os.strerror(ctypes.get_errno())}")
+    os.close(descriptor)
+    return "loaded a BPF program of type cgroup/sock"
+
+
+def _bpf_number() -> int:
+    numbers = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+    machine = os.uname().machine
+    try:
+        return numbers[machine]
+    except KeyError:
+        raise HostError(f"the number of bpf(2) on {machine} is not known") from None

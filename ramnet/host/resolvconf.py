@@ -1,0 +1,59 @@
+"""Which resolvers this machine uses: resolv.conf(5), and systemd-resolved's upstreams behind it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ramnet.errors import HostError
+from ramnet.host.files import read_limited
+
+PATH = "/etc/resolv.conf"
+# systemd-resolved writes the servers that it asks itself here.
+UPSTREAMS = "/run/systemd/resolve/resolv.conf"
+STUBS = frozenset({IPv4Address("127.0.0.53"), IPv4Address("127.0.0.54")})
+
+# The C library and Go take three servers at most; what stands behind them is trusted as well, for
+# programs that read the file themselves.
+MAX_SERVERS = 16
+MAX_BYTES = 64 * 1024
+
+Server = IPv4Address | IPv6Address
+
+
+def parse(text: str) -> tuple[Server, ...]:
+    """Return the ``nameserver`` addresses of a resolv.conf in order, each once.
+
+    A zone (``fe80::1%eth0``) stays with its address. Lines that do not parse are passed over, as
+    the C library does; without any server it asks this machine, so loopback is the answer.
+    """
+    found: dict[Server, None] = {}
+    for line in text.splitlines():
+        keyword, *values = line.split() or [""]
+        if keyword != "nameserver" or not values:
+            continue
+        try:
+            found.setdefault(ip_address(values[0]))
+        except ValueError:
+            continue
+    if not found:
+        return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+    return tuple(found)[:MAX_SERVERS]
+
+
+def read(path: str = PATH) -> tuple[Server, ...]:
+    """Return the servers of resolv.conf; of a file that cannot be read, what an empty one means."""
+    try:
+        return parse(read_limited(path, MAX_BYTES).decode("utf-8", "replace"))
+    except HostError:
+        return parse("")
+
+
+def upstreams(servers: tuple[Server, ...], path: str = UPSTREAMS) -> tuple[Server, ...]:
+    """Return the servers that a systemd-resolved stub among ``servers`` asks in its turn."""
+    if STUBS.isdisjoint(servers):
+        return ()
+    try:
+        text = read_limited(path, MAX_BYTES).decode("utf-8", "replace")
+    except HostError:
+        return ()
+    return tuple(server for server in parse(text) if server not in STUBS)

@@ -1,0 +1,254 @@
+"""The daemon's own look-ups of exact names: A and AAAA, kept fresh, never in anybody's way.
+
+dnslib builds the queries; the answers are judged by the same parser as everybody's
+(``core.dns``): ID, question and CNAME chain. UDP with EDNS (RFC 6891), TCP when truncated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+
+from dnslib import EDNS0, DNSRecord
+
+from ramnet.core.dns import TYPE_A, TYPE_AAAA, Answer, parse_answer
+from ramnet.core.events import Addr, Resolved, Unresolved
+from ramnet.core.names import HostName
+from ramnet.errors import WireError
+from ramnet.host.resolvconf import Server
+
+DNS_PORT = 53
+# What DNS flag day 2020 settled on: never fragmented on the usual paths.
+UDP_PAYLOAD = 1232
+# A server that has not answered by then is asked again, or the next one is.
+TIMEOUT_SECONDS = 2.0
+ROUNDS = 2
+# A TTL below this is not followed to the second: clients that ask see the new answer themselves,
+# and thousands of names must not become a load on the resolver.
+REFRESH_MIN = 30.0
+REFRESH_MAX = 3600.0
+# Up to this share of a TTL is taken off, so that names listed together do not ask together.
+JITTER = 0.2
+# After a failure: 1 s, doubled up to five minutes.
+BACKOFF_FIRST = 1.0
+BACKOFF_MAX = 300.0
+# Look-ups begun per second: a warm start of 10,000 names is spread over less than two minutes.
+RATE = 100.0
+
+NOERROR, NXDOMAIN = 0, 3
+
+
+@dataclass(slots=True)
+class _Entry:
+    serial: int
+    failures: int = 0
+
+
+class LookupFailed(Exception):
+    """No server gave a usable answer; the message says what each did."""
+
+
+class Resolver:
+    """Keeps a list of names resolved and reports each result as an event."""
+
+    def __init__(
+        self, report: Callable[[Resolved | Unresolved], None], *, concurrency: int
+    ) -> None:
+        self.servers: tuple[Server, ...] = ()
+        self._report = report
+        self._entries: dict[HostName, _Entry] = {}
+        self._due: list[tuple[float, int, HostName]] = []
+        self._serials = count(1)
+        self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(concurrency)
+
+    def set_names(self, names: Iterable[HostName]) -> None:
+        """Resolve exactly these names from now on; those that are new are due at once."""
+        wanted = dict.fromkeys(names)
+        self._entries = {name: old for name, old in self._entries.items() if name in wanted}
+        now = asyncio.get_running_loop().time()
+        for name in wanted:
+            if name not in self._entries:
+                self._schedule(name, _Entry(0), now)
+
+    def set_servers(self, servers: tuple[Server, ...]) -> None:
+        """Ask these servers from now on; what failed before is tried with them at once."""
+        if servers == self.servers:
+            return
+        self.servers = servers
+        now = asyncio.get_running_loop().time()
+        for name, entry in self._entries.items():
+            if entry.failures:
+                self._schedule(name, _Entry(0), now)
+
+    def _schedule(self, name: HostName, entry: _Entry, when: float) -> None:
+        """Put a name on the agenda; an older entry of it in the heap is stale by its serial."""
+        entry.serial = next(self._serials)
+        self._entries[name] = entry
+        heapq.heappush(self._due, (when, entry.serial, name))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look names up as they fall due, until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                wait = self._due[0][0] - loop.time() if self._due else None
+                if wait is None or wait > 0:
+                    await _wait(self._wake, wait)
+                    continue
+                _, serial, name = heapq.heappop(self._due)
+                entry = self._entries.get(name)
+                if entry is None or entry.serial != serial:
+                    continue
+                await self._slots.acquire()
+                group.create_task(self._refresh(name, entry))
+                await asyncio.sleep(1 / RATE)
+
+    async def _refresh(self, name: HostName, entry: _Entry) -> None:
+        try:
+            results = await asyncio.gather(
+                self.lookup(name, TYPE_A), self.lookup(name, TYPE_AAAA), return_exceptions=True
+            )
+            if self._entries.get(name) is entry:
+                self._done(name, entry, results)
+        finally:
+            self._slots.release()
+
+    def _done(
+        self, name: HostName, entry: _Entry, results: Iterable[Answer | BaseException]
+    ) -> None:
+        """Report what each of the two look-ups gave, and put the name on the agenda again."""
+        answers: list[Answer] = []
+        problems: list[LookupFailed] = []
+        for item in results:
+            if isinstance(item, Answer):
+                answers.append(item)
+            elif isinstance(item, LookupFailed):
+                problems.append(item)
+            else:
+                raise item
+        addresses: tuple[Addr, ...] = tuple(a for item in answers for a in item.addresses)
+        ttl = min((item.ttl for item in answers if item.addresses), default=0)
+        if addresses:
+            self._report(Resolved(name, addresses, ttl))
+        if problems:
+            self._report(Unresolved(name, str(problems[0])))
+            entry.failures += 1
+            wait = min(BACKOFF_FIRST * 2 ** min(entry.failures - 1, 16), BACKOFF_MAX)
+        else:
+            entry.failures = 0
+            wait = min(max(ttl, REFRESH_MIN), REFRESH_MAX)
+        self._again(name, entry, wait)
+
+    def _again(self, name: HostName, entry: _Entry, wait: float) -> None:
+        jittered = wait * (1 - JITTER * random.random())  # noqa: S311 - spreads load, no secret
+        self._schedule(name, entry, asyncio.get_running_loop().time() + jittered)
+
+    async def lookup(self, name: HostName, qtype: int) -> Answer:
+        """Ask the servers in order, ``ROUNDS`` times; return the first answer that is one.
+
+        NXDOMAIN is an answer, without addresses; SERVFAIL, REFUSED and silence are not. Raises
+        ``LookupFailed``.
+        """
+        problems: dict[str, None] = {}
+        for server in self.servers * ROUNDS:
+            try:
+                answer = await _ask(server, name, qtype)
+            except (OSError, TimeoutError, WireError) as err:
+                problems.setdefault(f"{server}: {str(err) or 'no answer'}")
+                continue
+            if answer.rcode in (NOERROR, NXDOMAIN):
+                return answer
+            problems.setdefault(f"{server}: rcode {answer.rcode}")
+        raise LookupFailed("; ".join(problems) or "there is no resolver to ask")
+
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _query(name: HostName, qtype: int) -> tuple[int, bytes]:
+    record = DNSRecord.question(name, "A" if qtype == TYPE_A else "AAAA")
+    record.header.id = secrets.randbelow(1 << 16)
+    record.add_ar(EDNS0(udp_len=UDP_PAYLOAD))
+    return record.header.id, bytes(record.pack())
+
+
+async def _ask(server: Server, name: HostName, qtype: int) -> Answer:
+    ident, query = _query(name, qtype)
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        answer = await _ask_udp(server, ident, query, name, qtype)
+    if not answer.truncated:
+        return answer
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        return await _ask_tcp(server, ident, query, name, qtype)
+
+
+class _Udp(asyncio.DatagramProtocol):
+    """Collects datagrams of one connected socket; the kernel filters by the server's address."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes | Exception] = asyncio.Queue(maxsize=16)
+
+    def datagram_received(self, data: bytes, _addr: object) -> None:
+        self._put(data)
+
+    def error_received(self, exc: Exception) -> None:
+        self._put(exc)
+
+    def _put(self, item: bytes | Exception) -> None:
+        if not self.answers.full():  # a flood of wrong answers; the right one is asked for again
+            self.answers.put_nowait(item)
+
+
+async def _ask_udp(server: Server, ident: int, query: bytes, name: HostName, qtype: int) -> Answer:
+    """Send one query from a fresh port and wait for the answer that belongs to it."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_datagram_endpoint(
+        _Udp, remote_addr=(str(server), DNS_PORT)
+    )
+    try:
+        transport.sendto(query)
+        while True:
+            item = await protocol.answers.get()
+            if isinstance(item, Exception):
+                raise item
+            try:
+                answer = parse_answer(item)
+            except WireError:
+                continue  # not from our server, or not for us: the right one may still come
+            if _belongs(answer, ident, name, qtype):
+                return answer
+    finally:
+        transport.close()
+
+
+async def _ask_tcp(server: Server, ident: int, query: bytes, name: HostName, qtype: int) -> Answer:
+    reader, writer = await asyncio.open_connection(str(server), DNS_PORT)
+    try:
+        writer.write(len(query).to_bytes(2, "big") + query)
+        size = int.from_bytes(await reader.readexactly(2), "big")
+        answer = parse_answer(await reader.readexactly(size))
+    except asyncio.IncompleteReadError as err:
+        raise WireError("the server closed the connection early", where="tcp") from err
+    finally:
+        writer.close()
+    if not _belongs(answer, ident, name, qtype) or answer.truncated:
+        raise WireError("the answer is to another question", where="tcp")
+    return answer
+
+
+def _belongs(answer: Answer, ident: int, name: HostName, qtype: int) -> bool:
+    question = answer.question
+    return (answer.id, question.name, question.qtype) == (ident, name, qtype)

@@ -1,0 +1,1 @@
+"""The network-namespace lab that the demo and the tests share."""
