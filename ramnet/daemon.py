@@ -40,7 +40,7 @@ from ramnet.core.kernel import Decision, Evidence, Feature, Release, decide, par
 from ramnet.core.modes import Modes, choose
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
-from ramnet.core.ruleset import render_remove, render_replace, with_counts
+from ramnet.core.ruleset import render_remove, render_replace, render_update
 from ramnet.errors import ControlError, HostError, PolicyError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
@@ -148,9 +148,12 @@ class Daemon:
                 log(command.level, command.message)
 
     def _load(self, command: LoadTable) -> None:
-        table = with_counts(command.table, self._nft.counters("inet", TABLE))
+        if command.before is None:
+            text = render_replace(command.table)
+        else:
+            text = render_update(command.before, command.table, command.drop)
         try:
-            self._nft.apply(render_replace(table))
+            self._nft.apply(text)
             self._handle = self._elements.table_handle()
         except HostError as err:
             self._events.appendleft(TableRefused(err.message))
@@ -302,7 +305,7 @@ class Daemon:
             pinned=bool(self._config.dns.servers),
             servers=tuple(map(str, self._servers)),
             policy_path=self._options.policy,
-            counters=self._nft.counters("inet", TABLE),
+            counters=self._elements.counters(),
             lost=self._nflog.lost,
         )
         return status_report(self._engine, facts)

@@ -228,6 +228,11 @@ def compile_table(
 _FAMILIES = ((4, "ip"), (6, "ip6"))
 
 
+def element_of(address: Addr, port: int) -> tuple[str, str]:
+    """Return the host set that holds an address, and its element there in nft's language."""
+    return f"{ALLOW}{address.version}", f"{address} . {port}"
+
+
 def _host_set(version: int, held: list[Held], size: int) -> Set:
     elements = tuple(
         f"{item.address} . {item.port} timeout {max(1, int(item.seconds * 1000))}ms"
@@ -236,7 +241,7 @@ def _host_set(version: int, held: list[Held], size: int) -> Set:
         if item.address.version == version
     )
     kind = f"ipv{version}_addr . inet_service"
-    return Set(f"{ALLOW}{version}", kind, ("timeout",), size, elements=elements)
+    return Set(f"{ALLOW}{version}", kind, ("timeout",), size, elements=elements, learned=True)
 
 
 # nft refuses a comment of 128 bytes or more; a longer name goes without.
@@ -245,7 +250,8 @@ _COMMENT = 128
 
 def _seen_set(version: int) -> Set:
     kind = f"ipv{version}_addr . ipv{version}_addr . inet_service . inet_service"
-    return Set(f"seen{version}", kind, ("dynamic", "timeout"), SEEN_SIZE, f"{SEEN_SECONDS}s")
+    flags = ("dynamic", "timeout")
+    return Set(f"seen{version}", kind, flags, SEEN_SIZE, f"{SEEN_SECONDS}s", learned=True)
 
 
 def _resolver_set(version: int, resolvers: list[Resolver]) -> Set:

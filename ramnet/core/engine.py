@@ -20,6 +20,7 @@ from ramnet.core.compiler import (
     Resolver,
     allow_list,
     compile_table,
+    element_of,
 )
 from ramnet.core.config import Limits
 from ramnet.core.dns import Answer, Query, parse_answer, parse_query
@@ -47,6 +48,7 @@ from ramnet.core.events import (
 from ramnet.core.leases import LeaseLimits, LeaseTable, Refusal
 from ramnet.core.names import HostName
 from ramnet.core.policy import Policy
+from ramnet.core.ruleset import Table
 from ramnet.errors import WireError
 
 # How long an answer is waited for. Clients ask again after 5 s (resolv.conf(5)) with a new query.
@@ -107,7 +109,8 @@ class Engine:
         self._today = today
         self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
         self._applied: Plan | None = None
-        self._loading: Plan | None = None
+        self._loading: tuple[Plan, Table] | None = None
+        self._table: Table | None = None
         self._retry_at: float | None = None
         self._queries: OrderedDict[_QueryKey, float] = OrderedDict()
         self._resolved: dict[HostName, dict[int, _Known]] = {}
@@ -202,13 +205,31 @@ class Engine:
 
     def _reload(self, now: float) -> list[Command]:
         """Load what is wanted now; before the start, everything is gathered first."""
-        return [] if self._applied is None else self._load(now)
+        if self._applied is None:
+            return []
+        return self._update(now) if self._retry_at is None else self._load(now)
 
     def _load(self, now: float) -> list[Command]:
+        """Put the whole table in place, with every lease in it."""
         plan = self._wanted
-        self._loading = plan
         held = self._held(plan.allowed, now)
-        return [LoadTable(compile_table(plan.allowed, plan.resolvers, held, self._marks))]
+        table = compile_table(plan.allowed, plan.resolvers, held, self._marks)
+        self._loading = plan, table
+        return [LoadTable(table)]
+
+    def _update(self, now: float) -> list[Command]:
+        """Change the rules around the learned sets, and drop what is not allowed any more."""
+        plan = self._wanted
+        table = compile_table(plan.allowed, plan.resolvers, (), self._marks)
+        self._loading = plan, table
+        drop: list[tuple[str, str]] = []
+        if self._applied is None or plan.allowed is not self._applied.allowed:
+            drop = [
+                element_of(lease.ip, lease.port)
+                for lease in self.leases.snapshot(now)
+                if not any(lease.port in plan.allowed.ports_of(name) for name in lease.names)
+            ]
+        return [LoadTable(table, self._table, tuple(drop))]
 
     def _held(self, allowed: AllowList, now: float) -> Iterator[Held]:
         """Yield the leases that a policy still allows, each with the name that leads there."""
@@ -219,9 +240,10 @@ class Engine:
                     break
 
     def _table_loaded(self, now: float) -> list[Command]:
-        plan, before = self._loading, self._applied
-        if plan is None:
+        if self._loading is None:
             return []
+        before = self._applied
+        plan, self._table = self._loading
         self._loading, self._retry_at, self.table_problem = None, None, ""
         self._applied = plan
         allowed = plan.allowed

@@ -135,9 +135,15 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class LoadTable:
-    """Replace our table in one transaction; answer with ``TableLoaded`` or ``TableRefused``."""
+    """Change our table in one transaction; answer with ``TableLoaded`` or ``TableRefused``.
+
+    ``before`` is what is loaded; then what was learned stays in the kernel, less ``drop`` (pairs of
+    set and element). Without it the table is put in the place of whatever is there.
+    """
 
     table: Table
+    before: Table | None = None
+    drop: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

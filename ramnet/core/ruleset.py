@@ -6,7 +6,7 @@ and is refused on input), so text is what is loaded; the kernel's listing judges
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -21,7 +21,10 @@ class Hook(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A named set: ``kind`` is its key type, ``elements`` are in nft's language."""
+    """A named set: ``kind`` is its key type, ``elements`` are in nft's language.
+
+    ``learned`` sets are filled while the table is in use; the others are derived with it.
+    """
 
     name: str
     kind: str
@@ -29,14 +32,14 @@ class Set:
     size: int | None = None
     timeout: str | None = None
     elements: tuple[str, ...] = ()
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A named counter and what it starts from, so that a reload does not lose what was counted."""
+    """A named counter."""
 
     name: str
-    packets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,22 @@ class Table:
     flags: tuple[str, ...] = ()
 
 
-def with_counts(table: Table, packets: Mapping[str, int]) -> Table:
-    """Return the table with its counters starting from ``packets`` by name."""
-    counters = tuple(Counter(item.name, packets.get(item.name, 0)) for item in table.counters)
-    return replace(table, counters=counters)
+def render_update(old: Table, new: Table, drop: Iterable[tuple[str, str]]) -> str:
+    """Render the transaction that turns ``old``, as loaded, into ``new``.
+
+    The ``learned`` sets and the counters stay as they are in the kernel, with whatever came into
+    them since: only ``drop``, pairs of set and element in nft's language, goes. All else is made
+    anew. An element that has just run out cannot be deleted, so each is added before.
+    """
+    name = new.name
+    kept = {item.name for item in new.sets if item.learned}
+    lines = [f"flush chain inet {name} {chain.name}" for chain in old.chains]
+    lines += [f"delete set inet {name} {item.name}" for item in old.sets if item.name not in kept]
+    for set_name, element in drop:
+        lines.append(f"add element inet {name} {set_name} {{ {element} }}")
+        lines.append(f"delete element inet {name} {set_name} {{ {element} }}")
+    made = replace(new, counters=(), sets=tuple(item for item in new.sets if item.name not in kept))
+    return "\n".join(lines) + "\n" + render_create(made)
 
 
 # nft reads a line at a time; one element a line keeps its messages short when one is wrong.
@@ -102,7 +117,7 @@ def _table(table: Table) -> Iterator[str]:
     if table.flags:
         yield f"  flags {','.join(table.flags)};"
     for counter in table.counters:
-        yield f"  counter {counter.name} {{ packets {counter.packets} bytes 0; }}"
+        yield f"  counter {counter.name} {{ }}"
     for item in table.sets:
         yield from _set(item)
     for chain in _callees_first(table.chains):

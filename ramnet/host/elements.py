@@ -1,4 +1,4 @@
-"""Single set elements of our table: add, extend, delete and list them by netlink, acknowledged.
+"""Single objects of our table by netlink: its elements, counters and identity.
 
 A lease is usable only once the kernel has acknowledged it, and that may be awaited by a DNS answer:
 no subprocess, no text. Source: ``linux/netfilter/nf_tables.h``; the layout of a concatenated key
@@ -36,6 +36,14 @@ NFTA_SET_ELEM_EXPIRATION = 5
 NFTA_SET_ELEM_USERDATA = 6
 NFTA_DATA_VALUE = 1
 NFTNL_UDATA_SET_ELEM_COMMENT = 0
+
+NFT_MSG_GETOBJ = netlink.NFNL_SUBSYS_NFTABLES << 8 | 19
+NFT_OBJECT_COUNTER = 1
+NFTA_OBJ_TABLE = 1
+NFTA_OBJ_NAME = 2
+NFTA_OBJ_TYPE = 3
+NFTA_OBJ_DATA = 4
+NFTA_COUNTER_PACKETS = 2
 
 NFPROTO_INET = 1
 _NFGEN_INET = netlink.NFGEN.pack(NFPROTO_INET, 0, 0)
@@ -163,6 +171,22 @@ class Elements:
                 return int.from_bytes(value, "big")
         return None
 
+    def counters(self) -> dict[str, int]:
+        """Return the packets of each named counter; none where there is no table.
+
+        Not through libnftables: it reads every element of the table to list a counter.
+        """
+        request = (
+            _NFGEN_INET
+            + attribute(NFTA_OBJ_TABLE, self._table.encode() + b"\0")
+            + attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
+        )
+        try:
+            parts = list(self._socket.dump(NFT_MSG_GETOBJ, request))
+        except FileNotFoundError:
+            return {}
+        return dict(map(_parse_counter, parts))
+
     def list(self, name: str) -> Iterator[Element]:
         """Yield the elements of ``<name>4`` and ``<name>6`` with their remaining seconds.
 
@@ -179,6 +203,13 @@ class Elements:
                     yield from _parse_list(part, width)
             except FileNotFoundError:
                 continue
+
+
+def _parse_counter(part: memoryview) -> tuple[str, int]:
+    found = dict(netlink.attributes(part[netlink.NFGEN.size :]))
+    data = dict(netlink.attributes(found[NFTA_OBJ_DATA]))
+    name = bytes(found[NFTA_OBJ_NAME]).rstrip(b"\0").decode("ascii", "replace")
+    return name, int.from_bytes(data[NFTA_COUNTER_PACKETS], "big")
 
 
 def _milliseconds(element: Element) -> int:

@@ -63,19 +63,6 @@ class Nft:
             (item["table"]["family"], item["table"]["name"]) for item in objects if "table" in item
         )
 
-    def counters(self, family: str, table: str) -> dict[str, int]:
-        """Return packets by name of the table's named counters; empty when there is no table."""
-        self._nft.set_json_output(True)
-        code, output, _ = self._nft.cmd(f"list counters table {family} {table}")
-        if code != 0 or not output:
-            return {}
-        objects = json.loads(output)["nftables"]
-        return {
-            item["counter"]["name"]: int(item["counter"]["packets"])
-            for item in objects
-            if "counter" in item
-        }
-
 
 def _shorten(text: str) -> str:
     line = " ".join(text.split())

@@ -22,8 +22,7 @@ class Engine:
     """dockerd and its command line.
 
     ``cgroup_parent`` is the name under which the containers' cgroups are made in every hierarchy;
-    whoever owns the lab removes it. ``options`` are keys of daemon.json. ``cgroup`` is a cgroup v2
-    directory that dockerd itself joins.
+    whoever owns the lab removes it. ``options`` are keys of daemon.json.
     """
 
     def __init__(
@@ -33,7 +32,6 @@ class Engine:
         cgroup_parent: str,
         *,
         options: Mapping[str, object] | None = None,
-        cgroup: Path | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.socket = directory / "docker.sock"
@@ -41,7 +39,6 @@ class Engine:
         self._directory = directory
         self._cgroup_parent = cgroup_parent
         self._options = dict(options or {})
-        self._cgroup = cgroup
         self._process: Process | None = None
 
     @property
@@ -51,8 +48,11 @@ class Engine:
             raise LabError("the engine is not running")
         return self._process.pid
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start dockerd; with ``wait`` return when its API answers."""
+    def start(self, *, wait: bool = True, cgroup: Path | None = None) -> None:
+        """Start dockerd; with ``wait`` return when its API answers.
+
+        ``cgroup`` is a directory of a cgroup mount that dockerd joins before it runs.
+        """
         config = self._directory / "daemon.json"
         config.write_text(json.dumps(self._options), encoding="utf-8")
         (self._directory / "cli").mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ class Engine:
         argv += ["--pidfile", str(self._directory / "dockerd.pid")]
         argv += ["--exec-opt", "native.cgroupdriver=cgroupfs"]
         argv += ["--cgroup-parent", f"/{self._cgroup_parent}", "--shutdown-timeout", "1"]
-        self._process = self.sandbox.popen(argv, log=self.log, cgroup=self._cgroup)
+        self._process = self.sandbox.popen(argv, log=self.log, cgroup=cgroup)
         if wait:
             self.wait_ready()
 

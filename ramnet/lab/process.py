@@ -28,18 +28,32 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, hint
 
 
 def child_of(parent: int) -> int | None:
-    """Return the pid of the first child of a process, or None; /proc/PID/stat, see proc(5)."""
+    """Return the pid of the first child of a process, or None."""
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        # The command may hold spaces and parentheses; the state and the parent follow the last ).
-        if int(stat.rpartition(")")[2].split()[1]) == parent:
+        if entry.name.isdigit() and _stat(int(entry.name))[1:] == (parent,):
             return int(entry.name)
     return None
+
+
+def _stat(pid: int) -> tuple[str, int] | tuple[()]:
+    """Return the state letter and the parent of a process, see proc(5); empty when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    # The command may hold spaces and parentheses: what follows the last one is sure.
+    state, parent, *_ = stat.rpartition(")")[2].split()
+    return state, int(parent)
+
+
+def _wake(nsenter: int) -> None:
+    """Let nsenter go on when its program does: it stops itself when the program is stopped."""
+    if _stat(nsenter)[:1] != ("T",):
+        return
+    child = child_of(nsenter)
+    if child is None or _stat(child)[:1] != ("T",):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(nsenter, signal.SIGCONT)
 
 
 def let_go(waiting: subprocess.Popen[bytes]) -> None:
@@ -107,7 +121,10 @@ class Process:
     @property
     def returncode(self) -> int | None:
         """The exit status (negative: the signal), or None while it runs."""
-        return self._popen.poll()
+        status = self._popen.poll()
+        if status is None:
+            _wake(self._popen.pid)
+        return status
 
     @property
     def stdin(self) -> int:
@@ -125,26 +142,23 @@ class Process:
         """Send a signal to the program, and only to it; nothing when it has ended."""
         if self.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(self.pid, number)
-            if number == signal.SIGCONT:
-                # nsenter stops itself when its child stops, and has to be woken as well.
-                os.kill(self._popen.pid, number)
+        except (LabError, ProcessLookupError):
+            self.wait()  # it has ended between the question and the signal
 
     def wait(self, timeout: float = STOP_SECONDS) -> int:
         """Wait for the end and return the status; LabError when it takes longer."""
-        try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired as err:
-            raise LabError(f"{self.name} still runs after {timeout:g} s") from err
+        wait_until(lambda: self.returncode is not None, timeout, f"the end of {self.name}")
+        return self._popen.wait()
 
     def stop(self, timeout: float = STOP_SECONDS) -> int:
         """Ask the program to end (SIGTERM), insist after ``timeout`` seconds; return its status."""
         self.close_stdin()
         self.signal(signal.SIGTERM)
         try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
+            return self.wait(timeout)
+        except LabError:
             return self.kill()
 
     def kill(self) -> int:

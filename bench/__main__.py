@@ -1,0 +1,24 @@
+"""``python -m bench``: measure everything and print one JSON document. Needs root."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+
+from bench import enforcing, matching
+
+
+def main() -> None:
+    """Run every benchmark."""
+    machine = {"cores": os.cpu_count(), "kernel": os.uname().release}
+    figures = {
+        "machine": {**machine, "python": platform.python_version()},
+        "matching": matching.run(),
+        "enforcing": enforcing.run(),
+    }
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
