@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,17 @@ from typing import Any
 
 from ramnet import __version__
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import ALLOW, NFLOG_GROUP, TABLE, Held, Marks, Resolver
+from ramnet.core.compiler import (
+    ALIVE_SECONDS,
+    ALLOW,
+    COMPAT_CHAIN,
+    NFLOG_GROUP,
+    QUEUE,
+    TABLE,
+    Held,
+    Rung,
+    Settings,
+)
 from ramnet.core.config import Config
 from ramnet.core.engine import Engine
 from ramnet.core.events import (
@@ -40,21 +51,27 @@ from ramnet.core.kernel import Decision, Evidence, Feature, Release, decide, par
 from ramnet.core.modes import Modes, choose
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
-from ramnet.core.ruleset import render_remove, render_replace, render_update
+from ramnet.core.ruleset import Table, render_remove, render_replace, render_update
 from ramnet.errors import ControlError, HostError, PolicyError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
 from ramnet.host.elements import Element, Elements
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
+from ramnet.host.hold import Holder
 from ramnet.host.nflog import NflogReader
 from ramnet.host.nft import Nft
 from ramnet.host.notify import notify
 from ramnet.host.probe import probe
+from ramnet.host.queue import NfQueue
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
 
 TICK_SECONDS = 1.0
+# The heartbeat of mode hold: three in the time that the kernel waits for one.
+HEARTBEAT_SECONDS = ALIVE_SECONDS / 3.5
+# How long set updates in line may take before a policy change gives up and is tried again.
+FLUSH_SECONDS = 2.0
 # Routes change in bursts: an interface that comes up announces itself a dozen times.
 SETTLE_SECONDS = 0.05
 
@@ -106,14 +123,22 @@ class Daemon:
         self._options = options
         self._config: Config = read_config(options.config)
         self._kernel = look_at_kernel()
-        self._modes: Modes = choose(self._config, self._kernel.decision)
+        self._modes: Modes = choose(self._config, self._kernel.decision, self._kernel.evidence)
         limits = self._config.limits
         # Binding the group is the lock: a second daemon of this namespace ends here.
         self._nflog = NflogReader(NFLOG_GROUP)
         self._nft = Nft()
         self._elements = Elements(TABLE)
-        marks = Marks(self._config.mark.ct_dns, limits.leases_total)
-        self._engine = Engine(load_catalog(), limits, marks, today())
+        rung = self._modes.rung
+        settings = Settings(self._config.mark.ct_dns, limits.leases_total, rung)
+        self._engine = Engine(load_catalog(), limits, settings, today())
+        # Guards the engine where the threads of mode hold share it.
+        self._lock = threading.Lock()
+        self._holder: Holder | None = None
+        if rung is not Rung.OBSERVE:
+            self._holder = Holder(
+                NfQueue(QUEUE), self._nflog, self._engine, self._lock, self._from_thread
+            )
         self._servers: tuple[resolvconf.Server, ...] = ()
         self._handle: int | None = None
         self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
@@ -131,7 +156,14 @@ class Daemon:
         self._working = True
         try:
             while self._events:
-                for command in self._engine.handle(self._events.popleft(), time.monotonic()):
+                event = self._events.popleft()
+                with self._lock:
+                    commands = self._engine.handle(event, time.monotonic())
+                    # Under the same lock: nobody may take a lease for known before it is in line.
+                    for command in commands:
+                        if isinstance(command, WriteLeases):
+                            self._write(command)
+                for command in commands:
                     self._execute(command)
         finally:
             self._working = False
@@ -141,26 +173,48 @@ class Daemon:
             case LoadTable():
                 self._load(command)
             case WriteLeases():
-                self._write(command)
+                pass  # done under the lock
             case ResolveNames():
                 self._names.set_names(command.names)
             case Log():
                 log(command.level, command.message)
 
     def _load(self, command: LoadTable) -> None:
-        if command.before is None:
-            text = render_replace(command.table)
-        else:
-            text = render_update(command.before, command.table, command.drop)
         try:
-            self._nft.apply(text)
-            self._handle = self._elements.table_handle()
+            if command.before is None:
+                self._replace(command.table)
+            else:
+                self._update(command.before, command)
         except HostError as err:
             self._events.appendleft(TableRefused(err.message))
         else:
             self._events.appendleft(TableLoaded())
 
+    def _replace(self, table: Table) -> None:
+        """Put the whole table in place, with every lease; nothing may be learned meanwhile."""
+        with self._lock:
+            self._nft.apply(render_replace(table))
+            self._handle = self._elements.table_handle()
+            self._elements.refresh_alive()
+            if self._modes.rung is Rung.COMPAT:
+                self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
+        if self._holder is not None:
+            self._holder.table_is_back()
+
+    def _update(self, before: Table, command: LoadTable) -> None:
+        """Change the rules around the learned sets.
+
+        What was learned under the policy before is written first, so that the transaction can take
+        away what is not allowed any more.
+        """
+        if self._holder is not None and not self._holder.flush(FLUSH_SECONDS):
+            raise HostError("set updates are stuck: the policy before stays in force")
+        self._nft.apply(render_update(before, command.table, command.drop))
+
     def _write(self, command: WriteLeases) -> None:
+        if self._holder is not None:
+            self._holder.write(command)
+            return
         add = [Element(item.address, item.port, item.seconds, item.name) for item in command.add]
         drop = [Element(address, port) for address, port in command.drop]
         try:
@@ -175,7 +229,7 @@ class Daemon:
 
         Raises ``HostError`` when the first ruleset cannot be loaded.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             routes = await stack.enter_async_context(Routes())
             stack.callback(self._nflog.close)
@@ -191,11 +245,23 @@ class Daemon:
             stack.push_async_callback(control.close)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
-            loop.add_reader(self._nflog.fileno(), self._read_packets)
-            stack.callback(loop.remove_reader, self._nflog.fileno())
+            self._follow_answers(stack)
             self._announce()
             await self._work(routes)
         notify("STOPPING=1")
+
+    def _follow_answers(self, stack: AsyncExitStack) -> None:
+        """Begin to learn: by the threads of mode hold, or from copies in this one."""
+        if self._holder is not None:
+            self._holder.start()
+            stack.callback(self._holder.stop)
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._nflog.fileno(), self._read_packets)
+        stack.callback(loop.remove_reader, self._nflog.fileno())
+
+    def _from_thread(self, event: TableLost) -> None:
+        self._loop.call_soon_threadsafe(self._dispatch, event)
 
     async def _first_ruleset(self, routes: Routes) -> None:
         await self._find_resolvers(routes)
@@ -221,6 +287,7 @@ class Daemon:
                 group.create_task(self._follow_policy()),
                 group.create_task(self._follow_resolvers(routes)),
                 group.create_task(self._tick()),
+                group.create_task(self._beat()),
             ]
             await self._stop.wait()
             for worker in workers:
@@ -265,7 +332,7 @@ class Daemon:
         servers = self._config.dns.servers or resolvconf.read()
         self._servers = servers
         trusted = (*servers, *resolvconf.upstreams(servers))
-        found: tuple[Resolver, ...] = await routes.resolvers(trusted)
+        found = await routes.resolvers(trusted)
         self._dispatch(ResolversFound(found))
         self._names.set_servers(servers)
 
@@ -278,6 +345,16 @@ class Daemon:
                         TableLost("our table was removed or replaced by another program")
                     )
             self._dispatch(Tick(today()))
+
+    async def _beat(self) -> None:
+        """Keep the kernel holding answers for us, as long as the threads are well."""
+        while self._holder is not None and self._holder.failure is None:
+            if self._holder.well:
+                with suppress(HostError):  # the table is gone; the tick sees to it
+                    self._elements.refresh_alive()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+        if self._holder is not None:
+            raise HostError(f"the DNS threads ended: {self._holder.failure!r}")
 
     # Control
 
@@ -307,6 +384,7 @@ class Daemon:
             policy_path=self._options.policy,
             counters=self._elements.counters(),
             lost=self._nflog.lost,
+            hold=self._holder.report() if self._holder is not None else None,
         )
         return status_report(self._engine, facts)
 
@@ -316,7 +394,7 @@ class Daemon:
             raise ControlError("the daemon is still starting", hint="try again")
         target = parse_target(str(request.get("target", "")))
         now = time.monotonic()
-        found = explain(target, plan.allowed, self._engine.leases, now)
+        found = explain(target, plan.allowed, self._engine.learner.leases, now)
         return explain_report(found, source="daemon")
 
     def _off(self) -> dict[str, Any]:

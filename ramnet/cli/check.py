@@ -28,8 +28,8 @@ def check(config_path: str, as_json: bool) -> int:
     kernel = look_at_kernel()
     problem = hint = ""
     try:
-        modes = choose(config, kernel.decision)
-        rungs = {"scope": str(modes.scope), "dns": str(modes.dns)}
+        modes = choose(config, kernel.decision, kernel.evidence)
+        rungs = {"scope": str(modes.scope), "dns": str(modes.dns), "rung": str(modes.rung)}
     except UnsupportedKernel as err:
         problem, hint, rungs = err.message, err.hint, {}
     report = {

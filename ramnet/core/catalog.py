@@ -18,7 +18,7 @@ from functools import cache
 from importlib import resources
 from typing import Final, TypeVar
 
-from ramnet.core.names import HostPattern, Ports, parse_pattern
+from ramnet.core.names import HostName, HostPattern, Ports, parse_pattern
 from ramnet.errors import Fault, NameFault, PolicyError
 
 T = TypeVar("T")
@@ -170,6 +170,19 @@ class Catalog:
             values = _capture(address, text)
             if values is not None:
                 return template.fill(values)
+        return None
+
+    def registry_of(self, name: HostName) -> CatalogEntry | None:
+        """Return the registry whose API host ``name`` is; None if it serves anything else as well.
+
+        What ``catalog`` mode may refuse: such names, and no others.
+        """
+        for template in self.templates:
+            for host in template.hosts:
+                if host.role is Role.API and host.registry_only:
+                    values = _capture(host.name, name)
+                    if values is not None:
+                        return template.fill(values)
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from enum import StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -21,7 +22,7 @@ from ipaddress import (
 from ramnet.core.catalog import Catalog
 from ramnet.core.match import Matcher
 from ramnet.core.names import HostName, HostPattern
-from ramnet.core.policy import Policy, RegistryEntry
+from ramnet.core.policy import ClassMode, Policy, RegistryEntry
 from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Set, Table
 
 TABLE = "ramnet"
@@ -43,6 +44,23 @@ SEEN_SECONDS = 5
 # First SYNs remembered at once. When it is full, new ones are refused at once instead of later.
 SEEN_SIZE = 65_536
 
+# Any number will do as long as nobody else uses it; a queue has one owner as well.
+QUEUE = 7261
+RESOLVERS = "resolvers"
+ANSWERERS = "answerers"
+# While the daemon refreshes this set, answers are held; when it hangs or dies they pass.
+ALIVE = "alive"
+ALIVE_SECONDS = 1.0
+# The chain of the rule that nft's language cannot say (xt NFQUEUE); it goes there by netlink.
+COMPAT_CHAIN = "hold"
+# IPv6 and TCP headers with options, and the longest question: what is compared of a query.
+QUERY_BYTES = 512
+
+# Containers that serve DNS to others, remembered for an hour after the last query.
+CACHE_SIZE = 1024
+CACHE_TIMEOUT = "1h"
+
+IMPOSTERS = "imposters"
 REFUSED = "refused"
 HELD = "held_first_syn"
 
@@ -147,12 +165,27 @@ def _networks_of(entry: RegistryEntry) -> Iterator[tuple[Network, Grant]]:
         yield network, Grant(ports, text, "policy: registry.networks")
 
 
+class Rung(StrEnum):
+    """How answers are followed: held by nft's queue, held by xt's NFQUEUE, or only copied."""
+
+    NATIVE = "native"
+    COMPAT = "compat"
+    OBSERVE = "observe"
+
+
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """A trusted resolver: its address, and the interface its answers must come in by."""
+    """A trusted resolver: where queries to it leave, and where its answers must come in.
+
+    Both are interface indices and differ where the machine itself redirects the queries (a
+    published container). ``owners`` are the users whose sockets answer on ``lo``; None where the
+    resolver is not on this machine.
+    """
 
     address: Addr
     interface: int
+    answers: int
+    owners: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +199,26 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """What is configured of the ruleset: the bit of the conntrack mark, and the sets' size."""
+class Settings:
+    """What the machine decides of the ruleset.
+
+    ``ct_dns`` is the bit of the conntrack mark on DNS flows, ``set_size`` the size of each host
+    set, ``rung`` how answers are followed.
+    """
 
     ct_dns: int
     set_size: int
+    rung: Rung
 
 
 def compile_table(
     allowed: AllowList,
     resolvers: Iterable[Resolver],
     held: Iterable[Held],
-    marks: Marks,
+    settings: Settings,
+    containers: ClassMode,
 ) -> Table:
-    """Compile the table for scope ``netns`` in mode ``observe``.
+    """Compile the table for scope ``netns``; ``containers`` is the mode of forwarded traffic.
 
     Every new TCP connection of this network namespace to a judged port is judged, once. ``held``
     goes into the host sets, so that replacing the table forgets nothing. The rules on DNS also keep
@@ -191,9 +230,12 @@ def compile_table(
     static = _static_sets(allowed.networks)
     sets = [
         Set("judged", "inet_service", elements=tuple(map(str, sorted(allowed.ports)))),
-        *(_host_set(version, learned, marks.set_size) for version in (4, 6)),
+        *(_host_set(version, learned, settings.set_size) for version in (4, 6)),
         *(_seen_set(version) for version in (4, 6)),
-        *(_resolver_set(version, servers) for version in (4, 6)),
+        *(_pairs(RESOLVERS, version, servers) for version in (4, 6)),
+        *(_pairs(ANSWERERS, version, servers) for version in (4, 6)),
+        Set(ALIVE, "inet_proto", ("timeout",), learned=True),
+        *(_cache_set(version) for version in (4, 6)),
         *(item for item, _ in static),
     ]
     judge = Chain(
@@ -202,27 +244,26 @@ def compile_table(
             Rule("tcp dport != @judged accept", "scope netns: the other ports are not judged"),
             *(Rule(f"{ip} daddr . tcp dport @{ALLOW}{v} accept") for v, ip in _FAMILIES),
             *(rule for _, rule in static),
-            *(_first_syn(version, ip) for version, ip in _FAMILIES),
+            *_second_chance(settings.rung),
             Rule(f"counter name {REFUSED} meta l4proto tcp reject with tcp reset"),
         ),
     )
     output = Chain(
         "output",
         (
-            *(_query_rule(version, ip, marks) for version, ip in _FAMILIES),
+            *_imposters(servers),
+            *_query_rules(settings),
             Rule("tcp flags & (fin|syn|rst|ack) == syn jump judge", "each new connection, once"),
         ),
         Hook.OUTPUT,
         PRIORITY,
     )
-    answers = Chain(
-        "answers",
-        tuple(_answer_rule(version, ip, marks) for version, ip in _FAMILIES),
-        Hook.INPUT,
-        PRIORITY,
-    )
-    counters = (Counter(REFUSED), Counter(HELD))
-    return Table(TABLE, counters, tuple(sets), (judge, output, answers))
+    answers = Chain("answers", tuple(_answer_rules(settings)), Hook.INPUT, PRIORITY)
+    counters = (Counter(REFUSED), Counter(HELD), Counter(IMPOSTERS))
+    chains = (judge, *_believed(settings.rung), output, answers)
+    if blocks_answers(containers, settings.rung):
+        chains = (*chains, *_forwarded(settings.rung))
+    return Table(TABLE, counters, tuple(sets), chains)
 
 
 _FAMILIES = ((4, "ip"), (6, "ip6"))
@@ -254,44 +295,126 @@ def _seen_set(version: int) -> Set:
     return Set(f"seen{version}", kind, flags, SEEN_SIZE, f"{SEEN_SECONDS}s", learned=True)
 
 
-def _resolver_set(version: int, resolvers: list[Resolver]) -> Set:
+def _pairs(name: str, version: int, resolvers: list[Resolver]) -> Set:
+    """Make the set of resolvers with the interface by which queries leave or answers come."""
     elements = tuple(
         dict.fromkeys(
-            f"{item.address} . {item.interface}"
+            f"{item.address} . {item.answers if name == ANSWERERS else item.interface}"
             for item in resolvers
             if item.address.version == version
         )
     )
-    return Set(f"resolvers{version}", f"ipv{version}_addr . iface_index", elements=elements)
+    return Set(f"{name}{version}", f"ipv{version}_addr . iface_index", elements=elements)
 
 
-def _first_syn(version: int, ip: str) -> Rule:
+def _second_chance(rung: Rung) -> Iterator[Rule]:
     """Drop the first SYN of a connection that nothing allows yet: its DNS answer may be late.
 
-    The key names the connection, not only its destination: a name that was refused a moment ago
-    must not take the second chance away from one that is allowed and shares the address.
+    Only where answers are not held: with them held, no SYN can be earlier than its element. The key
+    names the connection, not only its destination: a name that was refused a moment ago must not
+    take the second chance away from one that is allowed and shares the address.
     """
-    key = f"{ip} saddr . {ip} daddr . tcp sport . tcp dport"
-    seen = f"@seen{version}"
-    return Rule(f"{key} != {seen} add {seen} {{ {key} }} counter name {HELD} drop")
+    if rung is not Rung.OBSERVE:
+        return
+    for version, ip in _FAMILIES:
+        key = f"{ip} saddr . {ip} daddr . tcp sport . tcp dport"
+        seen = f"@seen{version}"
+        yield Rule(f"{key} != {seen} add {seen} {{ {key} }} counter name {HELD} drop")
 
 
-def _query_rule(version: int, ip: str, marks: Marks) -> Rule:
-    return Rule(
-        f"udp dport 53 {ip} daddr . oif @resolvers{version}"
-        f" ct mark set ct mark or {marks.ct_dns:#010x} log group {NFLOG_GROUP}",
-        "a query to a trusted resolver",
+def _query_rules(settings: Settings) -> Iterator[Rule]:
+    """Mark the flow of each query to a trusted resolver, and log a copy of the query."""
+    for version, ip in _FAMILIES:
+        for protocol in ("udp", "tcp"):
+            yield Rule(
+                f"{protocol} dport 53 {ip} daddr . oif @{RESOLVERS}{version}"
+                f" ct mark set ct mark or {settings.ct_dns:#010x}"
+                f" log group {NFLOG_GROUP} snaplen {QUERY_BYTES}"
+            )
+
+
+def _answer_rules(settings: Settings) -> Iterator[Rule]:
+    """Believe what conntrack ties to a marked query, by the resolver that was asked."""
+    for version, ip in _FAMILIES:
+        for protocol in ("udp", "tcp"):
+            yield Rule(
+                f"meta l4proto {protocol} ct direction reply ct original proto-dst 53"
+                f" ct mark and {settings.ct_dns:#010x} == {settings.ct_dns:#010x}"
+                f" ct original {ip} daddr . iif @{ANSWERERS}{version} jump believed"
+            )
+
+
+def _believed(rung: Rung) -> tuple[Chain, ...]:
+    """What becomes of an answer that is believed: it is held while the daemon is alive.
+
+    A packet that is let go does not come back here. One that was not held (the daemon hangs, or
+    the compat rule is not in its place yet) is copied instead.
+    """
+    copy = Rule(f"log group {NFLOG_GROUP}")
+    if rung is Rung.OBSERVE:
+        return (Chain("believed", (copy,)),)
+    if rung is Rung.NATIVE:
+        hold = Rule(f"meta l4proto @{ALIVE} queue flags bypass to {QUEUE}")
+        return (Chain("believed", (hold, copy)),)
+    return (
+        Chain(COMPAT_CHAIN, (), learned=True),
+        Chain("believed", (Rule(f"meta l4proto @{ALIVE} jump {COMPAT_CHAIN}"), copy)),
     )
 
 
-def _answer_rule(version: int, ip: str, marks: Marks) -> Rule:
-    """Log an answer that conntrack ties to a marked query, by the resolver that was asked."""
-    return Rule(
-        "meta l4proto udp ct direction reply ct original proto-dst 53"
-        f" ct mark and {marks.ct_dns:#010x} == {marks.ct_dns:#010x}"
-        f" ct original {ip} daddr . iif @resolvers{version} log group {NFLOG_GROUP}",
-        "an answer to it",
+def blocks_answers(containers: ClassMode, rung: Rung) -> bool:
+    """Tell whether answers to containers are looked at: only a held answer can be changed."""
+    return containers is not ClassMode.OFF and rung is not Rung.OBSERVE
+
+
+def _cache_set(version: int) -> Set:
+    flags = ("dynamic", "timeout")
+    size, timeout = CACHE_SIZE, CACHE_TIMEOUT
+    return Set(f"caches{version}", f"ipv{version}_addr", flags, size, timeout, learned=True)
+
+
+def _forwarded(rung: Rung) -> tuple[Chain, ...]:
+    """Hold the answers that containers hear, so that those for refused registries can be changed.
+
+    Not those of a container that is itself asked by others, through a published port: what it
+    hears goes into a cache that is not only its own.
+    """
+    hold = f"jump {COMPAT_CHAIN}" if rung is Rung.COMPAT else f"queue flags bypass to {QUEUE}"
+    asked = tuple(
+        Rule(f"ct status dnat {proto} dport 53 update @caches{v} {{ {ip} daddr }}")
+        for v, ip in _FAMILIES
+        for proto in ("udp", "tcp")
     )
+    answers = tuple(
+        Rule(
+            "meta l4proto udp ct direction reply ct original proto-dst 53"
+            f" {ip} daddr != @caches{v} meta l4proto @{ALIVE} {hold}"
+        )
+        for v, ip in _FAMILIES
+    )
+    # A published port of this machine is forwarded, or, asked from here, leaves through output.
+    return (
+        Chain("forwarded", (*asked, *answers), Hook.FORWARD, PRIORITY),
+        Chain("published", asked, Hook.POSTROUTING, PRIORITY),
+    )
+
+
+def _imposters(resolvers: list[Resolver]) -> Iterator[Rule]:
+    """Drop what claims to come from a resolver on this machine and is not its own.
+
+    A raw socket (CAP_NET_RAW) on ``lo`` could write answers otherwise. The socket's user is what
+    tells: as far as that goes, and no further.
+    """
+    ips = dict(_FAMILIES)
+    for item in resolvers:
+        if not item.owners:
+            continue
+        ip, users = ips[item.address.version], ", ".join(map(str, sorted(item.owners)))
+        for protocol in ("udp", "tcp"):
+            yield Rule(
+                f"{protocol} sport 53 {ip} saddr {item.address} oif {item.answers}"
+                f" meta skuid != {{ {users} }} counter name {IMPOSTERS} drop"
+            )
 
 
 def _static_sets(networks: Iterable[tuple[Network, Grant]]) -> list[tuple[Set, Rule]]:

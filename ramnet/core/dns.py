@@ -35,6 +35,7 @@ Payload = bytes | bytearray | memoryview
 TYPE_A: Final = 1
 TYPE_CNAME: Final = 5
 TYPE_AAAA: Final = 28
+TYPE_OPT: Final = 41
 CLASS_IN: Final = 1
 
 #: Length field of DNS over TCP is 16 bits (RFC 1035 section 4.2.2); UDP carries less.
@@ -52,6 +53,14 @@ MAX_ADDRESSES: Final = 256
 _HOST_CACHE: Final = 2_048
 
 _HEADER: Final = Struct("!HHHHHH")
+#: EDNS option code and length, then the info code of an extended error (RFC 8914 section 2).
+_EDNS_OPTION: Final = Struct("!HHH")
+_EDE: Final = 15
+_EDE_BLOCKED: Final = 15
+#: Enough for a sentence; the whole answer stays far below any payload limit.
+MAX_EXTRA_TEXT: Final = 200
+#: What an answer's OPT says we could take, as resolvers do (DNS flag day 2020).
+EDNS_PAYLOAD: Final = 1232
 _QUESTION_TAIL: Final = Struct("!HH")
 _RECORD_FIXED: Final = Struct("!HHIH")
 _HEADER_SIZE: Final = 12
@@ -61,6 +70,9 @@ _SMALLEST_RECORD: Final = 11  # root name, type, class, TTL, length
 _QR: Final = 0x8000
 _OPCODE: Final = 0x7800
 _TC: Final = 0x0200
+_RD: Final = 0x0100
+_RA: Final = 0x0080
+_NXDOMAIN: Final = 3
 _RCODE: Final = 0x000F
 
 _ADDRESS_SIZE: Final = {TYPE_A: 4, TYPE_AAAA: 16}
@@ -155,6 +167,35 @@ def parse_answer(payload: Payload) -> Answer:
         if found and not rcode:
             addresses, least = _select(found, last, least)
     return Answer(head.id, question, rcode, truncated, addresses, least if addresses else 0, chain)
+
+
+def blocked_answer(payload: Payload, text: str) -> bytes:
+    """Make the answer that a name is blocked, in the place of the answer ``payload``.
+
+    NXDOMAIN, and where the client speaks EDNS, the extended error 15 "Blocked" with ``text`` (RFC
+    8914). Raises ``WireError`` when ``payload`` is not an answer.
+    """
+    data = bytes(payload)
+    head, flags, counts = _read_head(data, response=True)
+    end = _HEADER_SIZE + len(head.question.wire) + _QUESTION_TAIL.size
+    edns = b""
+    if _has_opt(data, end, counts):
+        message = text.encode()[:MAX_EXTRA_TEXT]
+        option = _EDNS_OPTION.pack(_EDE, len(message) + 2, _EDE_BLOCKED) + message
+        edns = b"\0" + _RECORD_FIXED.pack(TYPE_OPT, EDNS_PAYLOAD, 0, len(option)) + option
+    # Not authoritative, not authenticated: what stays is that it is an answer, RD and RA.
+    kept = flags & (_QR | _RD | _RA)
+    header = _HEADER.pack(head.id, kept | _NXDOMAIN, 1, 0, 0, 1 if edns else 0)
+    return header + data[_HEADER_SIZE:end] + edns
+
+
+def _has_opt(data: bytes, pos: int, counts: tuple[int, int, int]) -> bool:
+    """Tell whether there is an OPT record: the server sends one to whoever sent one (RFC 6891)."""
+    for _ in range(sum(counts)):
+        rtype, *_, pos = _read_record(data, pos, "additional")
+        if rtype == TYPE_OPT:
+            return True
+    return False
 
 
 def _read_head(data: bytes, *, response: bool) -> tuple[Query, int, tuple[int, int, int]]:

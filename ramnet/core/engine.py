@@ -6,34 +6,35 @@ carries commands out in order, before it hands over the next event.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
+from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
 from ramnet.core.compiler import (
     AllowList,
     Held,
-    Marks,
     Resolver,
+    Settings,
     allow_list,
+    blocks_answers,
     compile_table,
     element_of,
 )
 from ramnet.core.config import Limits
-from ramnet.core.dns import Answer, Query, parse_answer, parse_query
 from ramnet.core.events import (
     Addr,
+    AnswerCopy,
     Command,
-    DnsPacket,
     Event,
     Level,
     LoadTable,
     Log,
     PolicyRead,
     PolicyRejected,
+    QueryCopy,
     Resolved,
     ResolveNames,
     ResolversFound,
@@ -43,16 +44,12 @@ from ramnet.core.events import (
     TableRefused,
     Tick,
     Unresolved,
-    WriteLeases,
 )
-from ramnet.core.leases import LeaseLimits, LeaseTable, Refusal
+from ramnet.core.learner import Learner, Lesson
 from ramnet.core.names import HostName
-from ramnet.core.policy import Policy
+from ramnet.core.policy import ClassMode, Policy
 from ramnet.core.ruleset import Table
-from ramnet.errors import WireError
 
-# How long an answer is waited for. Clients ask again after 5 s (resolv.conf(5)) with a new query.
-QUERY_SECONDS = 10.0
 # After a table that the kernel did not take, and between repairs of one that went away: often
 # enough to heal by itself, and no busy loop when it cannot.
 RETRY_SECONDS = 5.0
@@ -67,17 +64,6 @@ class State(StrEnum):
     OFF = "off"
 
 
-class Ignored(StrEnum):
-    """Why a DNS message taught nothing."""
-
-    MALFORMED = "malformed"
-    NO_QUERY = "no-matching-query"
-    NOT_ALLOWED = "name-not-allowed"
-    NO_ADDRESS = "no-address"
-    NOT_TEACHABLE = "address-not-teachable"
-    FULL = "limit-reached"
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One consistent picture: a policy, what it allows, and whom to believe."""
@@ -86,6 +72,11 @@ class Plan:
     digest: str
     allowed: AllowList
     resolvers: tuple[Resolver, ...]
+
+    @property
+    def containers(self) -> ClassMode:
+        """How forwarded traffic is to be judged; without a policy as by default."""
+        return self.policy.enforcement.containers if self.policy else ClassMode.CATALOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,39 +87,25 @@ class _Known:
     addresses: tuple[Addr, ...]
 
 
-_QueryKey = tuple[Addr, int, Addr, int, bytes, int]
-
-
 class Engine:
     """Owns the policy in force, the leases and the queries that wait for an answer."""
 
-    def __init__(self, catalog: Catalog, limits: Limits, marks: Marks, today: date) -> None:
+    def __init__(self, catalog: Catalog, limits: Limits, settings: Settings, today: date) -> None:
         self._catalog = catalog
         self._limits = limits
-        self._marks = marks
+        self._settings = settings
         self._today = today
         self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
         self._applied: Plan | None = None
         self._loading: tuple[Plan, Table] | None = None
         self._table: Table | None = None
         self._retry_at: float | None = None
-        self._queries: OrderedDict[_QueryKey, float] = OrderedDict()
         self._resolved: dict[HostName, dict[int, _Known]] = {}
-        self.leases = LeaseTable(
-            LeaseLimits(
-                ttl_min=limits.lease_min_seconds,
-                ttl_max=limits.lease_max_seconds,
-                grace=limits.lease_grace_seconds,
-                per_name=limits.leases_per_name,
-                total=limits.leases_total,
-            )
-        )
+        self.learner = Learner(limits)
+        self.blocker = Blocker(catalog)
         self.policy_problem = ""
         self.table_problem = ""
-        self.answers = 0
-        self.learned = 0
         self.repairs = 0
-        self.ignored: Counter[Ignored] = Counter()
 
     @property
     def applied(self) -> Plan | None:
@@ -149,8 +126,11 @@ class Engine:
     ) -> list[Command]:
         """Take one event in and return what is to be done, in order."""
         match event:
-            case DnsPacket():
-                return self._packet(event, now)
+            case QueryCopy():
+                self.learner.queries.add(event.packet, now)
+                return []
+            case AnswerCopy():
+                return _commands(self.learner.packet(event.packet, now))
             case Resolved():
                 return self._resolved_name(event, now)
             case Unresolved():
@@ -161,7 +141,9 @@ class Engine:
                 for held in event.held:
                     if held.name:
                         name = HostName(held.name)
-                        self.leases.restore(held.address, held.port, name, held.seconds, now)
+                        self.learner.leases.restore(
+                            held.address, held.port, name, held.seconds, now
+                        )
                 return self._load(now)
             case PolicyRead():
                 return self._policy_read(event, now)
@@ -213,27 +195,35 @@ class Engine:
         """Put the whole table in place, with every lease in it."""
         plan = self._wanted
         held = self._held(plan.allowed, now)
-        table = compile_table(plan.allowed, plan.resolvers, held, self._marks)
+        table = self._compile(plan, held)
         self._loading = plan, table
         return [LoadTable(table)]
+
+    def _compile(self, plan: Plan, held: Iterable[Held]) -> Table:
+        return compile_table(plan.allowed, plan.resolvers, held, self._settings, plan.containers)
 
     def _update(self, now: float) -> list[Command]:
         """Change the rules around the learned sets, and drop what is not allowed any more."""
         plan = self._wanted
-        table = compile_table(plan.allowed, plan.resolvers, (), self._marks)
+        table = self._compile(plan, ())
         self._loading = plan, table
+        # What is learned from here on, both policies allow: it need not be dropped, and a table
+        # that is refused takes nothing back.
+        self.learner.permit(
+            *([] if self._applied is None else [self._applied.allowed]), plan.allowed
+        )
         drop: list[tuple[str, str]] = []
         if self._applied is None or plan.allowed is not self._applied.allowed:
             drop = [
                 element_of(lease.ip, lease.port)
-                for lease in self.leases.snapshot(now)
+                for lease in self.learner.leases.snapshot(now)
                 if not any(lease.port in plan.allowed.ports_of(name) for name in lease.names)
             ]
         return [LoadTable(table, self._table, tuple(drop))]
 
     def _held(self, allowed: AllowList, now: float) -> Iterator[Held]:
         """Yield the leases that a policy still allows, each with the name that leads there."""
-        for lease in self.leases.snapshot(now):
+        for lease in self.learner.leases.snapshot(now):
             for name in lease.names:
                 if lease.port in allowed.ports_of(name):
                     yield Held(lease.ip, lease.port, lease.remaining, name)
@@ -247,7 +237,11 @@ class Engine:
         self._loading, self._retry_at, self.table_problem = None, None, ""
         self._applied = plan
         allowed = plan.allowed
-        self.leases.retain(lambda name, _ip, port: port in allowed.ports_of(name), now)
+        self.learner.permit(allowed)
+        blocks = blocks_answers(plan.containers, self._settings.rung) and plan.policy is not None
+        organization = plan.policy.organization if plan.policy else ""
+        self.blocker.use(allowed if blocks else None, organization)
+        self.learner.leases.retain(lambda name, _ip, port: port in allowed.ports_of(name), now)
         self._resolved = {
             name: known for name, known in self._resolved.items() if allowed.ports_of(name)
         }
@@ -261,6 +255,8 @@ class Engine:
     def _table_refused(self, problem: str, now: float) -> list[Command]:
         """Keep what stands; try again later."""
         self._loading = None
+        if self._applied is not None:
+            self.learner.permit(self._applied.allowed)
         self._retry_at = now + RETRY_SECONDS
         if problem == self.table_problem:
             return []
@@ -275,12 +271,8 @@ class Engine:
         return [Log(Level.WARNING, f"{problem}; loading the whole table again"), *self._load(now)]
 
     def _tick(self, event: Tick, now: float) -> list[Command]:
-        self.leases.expire(now)
-        while self._queries:
-            key, expires = next(iter(self._queries.items()))
-            if expires > now:
-                break
-            del self._queries[key]
+        self.learner.leases.expire(now)
+        self.learner.queries.expire(now)
         if event.today != self._today:
             self._today = event.today
             wanted = self._wanted
@@ -294,67 +286,13 @@ class Engine:
 
     # DNS
 
-    def _packet(self, packet: DnsPacket, now: float) -> list[Command]:
-        try:
-            if packet.query:
-                self._remember(packet, parse_query(packet.payload), now)
-                return []
-            self.answers += 1
-            answer = parse_answer(packet.payload)
-        except WireError:
-            self.ignored[Ignored.MALFORMED] += 1
-            return []
-        expires = self._queries.pop(_query_key(packet, Query(answer.id, answer.question)), None)
-        if expires is None or expires <= now:
-            return self._ignore(Ignored.NO_QUERY)
-        return self._answer(answer, now)
-
-    def _remember(self, packet: DnsPacket, query: Query, now: float) -> None:
-        """Keep a query whose answer could teach; others would only push those out."""
-        name = query.question.name
-        if name is None or self._applied is None or not self._applied.allowed.ports_of(name):
-            return
-        key = _query_key(packet, query)
-        self._queries.pop(key, None)
-        self._queries[key] = now + QUERY_SECONDS
-        if len(self._queries) > self._limits.pending_queries:
-            self._queries.popitem(last=False)
-
-    def _answer(self, answer: Answer, now: float) -> list[Command]:
-        name = answer.question.name
-        if name is None:
-            return self._ignore(Ignored.NOT_ALLOWED)
-        if not answer.addresses:
-            return self._ignore(Ignored.NO_ADDRESS)
-        return self._learn(name, answer.addresses, answer.ttl, now)
-
-    def _ignore(self, why: Ignored) -> list[Command]:
-        self.ignored[why] += 1
-        return []
-
-    def _learn(
-        self, name: HostName, addresses: tuple[Addr, ...], ttl: int, now: float
-    ) -> list[Command]:
-        ports = self._applied.allowed.ports_of(name) if self._applied is not None else None
-        if not ports:
-            return self._ignore(Ignored.NOT_ALLOWED)
-        learned = self.leases.learn(name, addresses, ttl, ports, now)
-        for _, why in learned.ignored:
-            bad = why is Refusal.NOT_TEACHABLE
-            self.ignored[Ignored.NOT_TEACHABLE if bad else Ignored.FULL] += 1
-        if not learned.write and not learned.drop:
-            return []
-        self.learned += len(learned.write)
-        add = tuple(Held(item.ip, item.port, item.timeout, name) for item in learned.write)
-        return [WriteLeases(add, learned.drop)]
-
     def _resolved_name(self, event: Resolved, now: float) -> list[Command]:
         known = self._resolved.setdefault(event.name, {})
         for version in (4, 6):
             addresses = tuple(ip for ip in event.addresses if ip.version == version)
             if addresses:
                 known[version] = _Known(now, addresses)
-        return self._learn(event.name, event.addresses, event.ttl, now)
+        return self._teach(event.name, event.addresses, event.ttl, now)
 
     def _unresolved(self, event: Unresolved, now: float) -> list[Command]:
         """Keep what a name had (RFC 8767, serve stale): no answer is no reason to refuse a pull.
@@ -364,21 +302,18 @@ class Engine:
         commands = []
         for known in self._resolved.get(event.name, {}).values():
             if now - known.at <= self._limits.lease_max_seconds:
-                commands += self._learn(event.name, known.addresses, 0, now)
+                commands += self._teach(event.name, known.addresses, 0, now)
         return commands
 
+    def _teach(
+        self, name: HostName, addresses: tuple[Addr, ...], ttl: int, now: float
+    ) -> list[Command]:
+        lesson = self.learner.teach(name, addresses, ttl, now)
+        return _commands([lesson] if lesson is not None else [])
 
-def _query_key(packet: DnsPacket, query: Query) -> _QueryKey:
-    """Name an exchange: an answer must agree with its query in all of this."""
-    question = query.question
-    return (
-        packet.client,
-        packet.client_port,
-        packet.server,
-        query.id,
-        question.wire,
-        question.qtype,
-    )
+
+def _commands(lessons: list[Lesson]) -> list[Command]:
+    return [lesson.write for lesson in lessons if lesson.write is not None]
 
 
 def _announce(plan: Plan) -> str:

@@ -57,19 +57,17 @@ class ResolversFound:
 
 
 @dataclass(frozen=True, slots=True)
-class DnsPacket:
-    """A copy of a DNS message over UDP: a query that leaves or an answer that arrives.
+class QueryCopy:
+    """A copy of an IP packet with a DNS query that leaves for a trusted resolver."""
 
-    ``interface`` is the index of the interface it leaves or arrives by.
-    """
+    packet: bytes
 
-    query: bool
-    server: Addr
-    server_port: int
-    client: Addr
-    client_port: int
-    interface: int
-    payload: bytes
+
+@dataclass(frozen=True, slots=True)
+class AnswerCopy:
+    """A copy of an IP packet with DNS answers that our rules believe."""
+
+    packet: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,8 @@ Event = (
     | PolicyRead
     | PolicyRejected
     | ResolversFound
-    | DnsPacket
+    | QueryCopy
+    | AnswerCopy
     | Resolved
     | Unresolved
     | TableLoaded

@@ -6,10 +6,12 @@ is none. Nothing is ever chosen that would claim more than it does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ramnet.core.compiler import Rung
 from ramnet.core.config import Config, DnsMode, ScopeMode, Weak
-from ramnet.core.kernel import Decision
+from ramnet.core.kernel import Decision, Evidence, Feature
 from ramnet.errors import UnsupportedKernel
 
 _STRICT = '[scope] mode = "netns" and weak = "strict" in ramnet.toml'
@@ -23,9 +25,10 @@ class Modes:
     scope_because: str
     dns: DnsMode
     dns_because: str
+    rung: Rung
 
 
-def choose(config: Config, decision: Decision) -> Modes:
+def choose(config: Config, decision: Decision, evidence: Mapping[Feature, Evidence]) -> Modes:
     """Choose the rungs; raises ``UnsupportedKernel`` when there is none that may be used."""
     if not decision.supported:
         raise UnsupportedKernel(
@@ -33,8 +36,9 @@ def choose(config: Config, decision: Decision) -> Modes:
             hint="`ramnet check` shows every feature, its evidence and what to do",
         )
     scope_because = _scope(config)
-    dns_because = _dns(config)
-    return Modes(ScopeMode.NETNS, scope_because, DnsMode.OBSERVE, dns_because)
+    rung, dns_because = _dns(config, evidence)
+    mode = DnsMode.OBSERVE if rung is Rung.OBSERVE else DnsMode.HOLD
+    return Modes(ScopeMode.NETNS, scope_because, mode, dns_because, rung)
 
 
 def _scope(config: Config) -> str:
@@ -59,12 +63,19 @@ def _scope(config: Config) -> str:
     return "configured: every program of this network namespace is judged as an engine"
 
 
-def _dns(config: Config) -> str:
+def _dns(config: Config, evidence: Mapping[Feature, Evidence]) -> tuple[Rung, str]:
+    """Hold natively, else through nft_compat, else copy; the evidence is the reason."""
+    if config.dns.mode is DnsMode.OBSERVE:
+        return Rung.OBSERVE, "configured: answers are copied, and pass at once"
+    works = {feature for feature, found in evidence.items() if found.present}
+    if Feature.QUEUE in works:
+        return Rung.NATIVE, "answers are held by a queue rule of nftables"
+    if Feature.COMPAT_QUEUE in works:
+        return Rung.COMPAT, "answers are held by xt NFQUEUE: the kernel has no queue of nftables"
+    why = "the kernel has neither CONFIG_NFT_QUEUE nor xt NFQUEUE through CONFIG_NFT_COMPAT"
     if config.dns.mode is DnsMode.HOLD:
         raise UnsupportedKernel(
-            "DNS mode 'hold' is not in this version; it has 'observe'",
-            hint='set [dns] mode = "auto" in ramnet.toml',
+            f"DNS mode 'hold' is configured, but {why}",
+            hint='load nft_queue, or nft_compat and xt_NFQUEUE; or set [dns] mode = "auto"',
         )
-    if config.dns.mode is DnsMode.OBSERVE:
-        return "configured"
-    return "answers cannot be held in this version; copies are read (NFLOG)"
+    return Rung.OBSERVE, f"answers are copied, and pass at once: {why}"

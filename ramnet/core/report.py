@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ramnet.core.compiler import HELD, REFUSED
+from ramnet.core.compiler import HELD, IMPOSTERS, REFUSED, Rung
 from ramnet.core.engine import Engine, Plan, State
 from ramnet.core.explain import Explanation
 from ramnet.core.kernel import Feature
 from ramnet.core.leases import Lease
 from ramnet.core.modes import Modes
-from ramnet.core.policy import not_yet_in_force
+from ramnet.core.policy import ClassMode, not_yet_in_force
 
 SCHEMA = 1
 
@@ -34,6 +34,7 @@ class Facts:
     policy_path: str
     counters: dict[str, int]
     lost: int
+    hold: dict[str, Any] | None
 
 
 def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
@@ -52,11 +53,11 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
         },
         "dns": _dns(engine, facts, plan),
         "policy": _policy(engine, facts, plan),
-        "leases": len(engine.leases),
+        "leases": len(engine.learner.leases),
         "refused": facts.counters.get(REFUSED, 0),
         "held_first_syn": facts.counters.get(HELD, 0),
         "repairs": engine.repairs,
-        "classes": _classes(engine, plan),
+        "classes": _classes(engine, facts, plan),
         "not_covered": _not_covered(plan),
         "warnings": _warnings(engine, facts, plan),
     }
@@ -66,16 +67,26 @@ def _dns(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
     resolvers = plan.resolvers if plan is not None else ()
     return {
         "mode": str(facts.modes.dns),
+        "rung": str(facts.modes.rung),
         "because": facts.modes.dns_because,
         "trust": "pinned" if facts.pinned else "network",
         "servers": list(facts.servers),
         "resolvers": [
-            {"address": str(item.address), "interface": item.interface} for item in resolvers
+            {
+                "address": str(item.address),
+                "interface": item.interface,
+                "answers_by": item.answers,
+                "owners": None if item.owners is None else sorted(item.owners),
+            }
+            for item in resolvers
         ],
-        "answers": engine.answers,
-        "learned": engine.learned,
-        "ignored": {str(why): count for why, count in sorted(engine.ignored.items())},
+        "answers": engine.learner.answers,
+        "learned": engine.learner.learned,
+        "ignored": {str(why): count for why, count in sorted(engine.learner.ignored.items())},
         "copies_lost": facts.lost,
+        "imposters": facts.counters.get(IMPOSTERS, 0),
+        "blocked": engine.blocker.blocked,
+        "hold": facts.hold,
     }
 
 
@@ -90,7 +101,7 @@ def _policy(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
     }
 
 
-def _classes(engine: Engine, plan: Plan | None) -> dict[str, dict[str, str]]:
+def _classes(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, dict[str, str]]:
     policy = plan.policy if plan is not None else None
     engine_enforced = "off" if engine.state is State.OFF else "strict"
     wanted = policy.enforcement if policy is not None else None
@@ -101,16 +112,29 @@ def _classes(engine: Engine, plan: Plan | None) -> dict[str, dict[str, str]]:
             "because": "scope netns judges every program of this network namespace as an engine,"
             " on the judged ports",
         },
-        "containers": {
-            "wanted": str(wanted.containers) if wanted is not None else "catalog",
-            "enforced": "off",
-            "because": "this version does not judge traffic that is forwarded for containers",
-        },
+        "containers": _containers(engine, facts, plan),
         "host": {
             "wanted": "catalog",
             "enforced": engine_enforced,
             "because": "scope netns cannot tell host programs from engines",
         },
+    }
+
+
+def _containers(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, str]:
+    wanted = plan.containers if plan is not None else ClassMode.CATALOG
+    report = {"wanted": str(wanted), "enforced": str(ClassMode.OFF)}
+    if wanted is ClassMode.OFF:
+        return {**report, "because": "the policy says so"}
+    if facts.modes.rung is Rung.OBSERVE:
+        return {**report, "because": "only a held DNS answer can be changed, and none is held"}
+    if engine.state in (State.OFF, State.LOCKED_DOWN):
+        return {**report, "because": "there is no valid policy"}
+    return {
+        "wanted": str(wanted),
+        "enforced": str(ClassMode.CATALOG),
+        "because": "by DNS answers only: a registry's API host that is not allowed does not exist"
+        " for containers; --dns servers by TCP or HTTPS and bare addresses pass",
     }
 
 
@@ -120,7 +144,8 @@ def _not_covered(plan: Plan | None) -> list[str]:
     return [
         f"TCP ports other than {listed} (scope netns)",
         "UDP, QUIC included (scope netns)",
-        "traffic forwarded for containers: buildx builders in containers, Docker-in-Docker, kind",
+        "traffic forwarded for containers (buildx builders, Docker-in-Docker, kind), but for names"
+        " that class containers refuses",
         "connections that were open before ramnet started or before a registry was removed",
         "other names on an allowed address: registries that share a CDN with an allowed one",
         "what reaches this machine without a registry: docker load, copied files",

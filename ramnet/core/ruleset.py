@@ -17,6 +17,7 @@ class Hook(StrEnum):
     INPUT = "input"
     FORWARD = "forward"
     OUTPUT = "output"
+    POSTROUTING = "postrouting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain; with a hook it is a base chain of type ``kind`` and policy accept."""
+    """A chain; with a hook it is a base chain of type ``kind`` and policy accept.
+
+    A ``learned`` chain gets its rules after it is loaded, and keeps them.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     hook: Hook | None = None
     priority: int = 0
     kind: str = "filter"
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,9 @@ def render_update(old: Table, new: Table, drop: Iterable[tuple[str, str]]) -> st
     """
     name = new.name
     kept = {item.name for item in new.sets if item.learned}
-    lines = [f"flush chain inet {name} {chain.name}" for chain in old.chains]
+    lines = [f"flush chain inet {name} {chain.name}" for chain in old.chains if not chain.learned]
+    staying = {chain.name for chain in new.chains}
+    lines += [f"delete chain inet {name} {c.name}" for c in old.chains if c.name not in staying]
     lines += [f"delete set inet {name} {item.name}" for item in old.sets if item.name not in kept]
     for set_name, element in drop:
         lines.append(f"add element inet {name} {set_name} {{ {element} }}")

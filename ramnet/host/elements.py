@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from ramnet.core.compiler import ALIVE, ALIVE_SECONDS
+from ramnet.core.packet import IPPROTO_TCP, IPPROTO_UDP
 from ramnet.errors import HostError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute, nested
@@ -45,6 +47,11 @@ NFTA_OBJ_TYPE = 3
 NFTA_OBJ_DATA = 4
 NFTA_COUNTER_PACKETS = 2
 
+NFT_MSG_NEWRULE = netlink.NFNL_SUBSYS_NFTABLES << 8 | 6
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO = 1, 2, 3
+
 NFPROTO_INET = 1
 _NFGEN_INET = netlink.NFGEN.pack(NFPROTO_INET, 0, 0)
 
@@ -68,9 +75,28 @@ class Element:
     comment: str = ""
 
 
-def _key(element: Element) -> bytes:
-    value = element.address.packed + struct.pack(">HH", element.port, 0)
+# A message of a transaction: its type, its flags beyond the usual, its body.
+_Step = tuple[int, int, bytes]
+_ACKNOWLEDGED = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
+
+
+def _key(value: bytes) -> bytes:
     return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, value))
+
+
+def _timeout(seconds: float) -> bytes:
+    return attribute(NFTA_SET_ELEM_TIMEOUT, struct.pack(">Q", max(1, int(seconds * 1000))))
+
+
+def _renewal(full: bytes, bare: bytes) -> list[_Step]:
+    """Make the steps that give an element a new timeout, whether it exists or not.
+
+    A kernel before 6.12 cannot change the timeout of an element that exists, and a delete fails on
+    one that has just expired. Add, delete, add is right in every case, and a commit is atomic: no
+    packet sees the element missing. Without the last step it is a removal.
+    """
+    add = NFT_MSG_NEWSETELEM, netlink.NLM_F_CREATE, full
+    return [add, (NFT_MSG_DELSETELEM, 0, bare), add]
 
 
 def _comment(text: str) -> bytes:
@@ -81,20 +107,12 @@ def _comment(text: str) -> bytes:
     return attribute(NFTA_SET_ELEM_USERDATA, udata)
 
 
-def _body(table: str, set_name: str, element: bytes) -> bytes:
-    return (
-        _NFGEN_INET
-        + attribute(NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
-        + attribute(NFTA_SET_ELEM_LIST_SET, set_name.encode() + b"\0")
-        + nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, element))
-    )
-
-
 class Elements:
     """Writes and reads the host sets ``<name>4`` and ``<name>6`` of one table."""
 
     def __init__(self, table: str) -> None:
         self._table = table
+        self._head = _NFGEN_INET + attribute(NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
         self._socket = NetfilterSocket("set elements")
 
     def close(self) -> None:
@@ -113,43 +131,41 @@ class Elements:
             self._transaction(name, work[start : start + BATCH_ELEMENTS])
 
     def _transaction(self, name: str, work: list[tuple[Element, bool]]) -> None:
-        """Send one batch.
+        steps: list[_Step] = []
+        for element, keep in work:
+            set_name = f"{name}{element.address.version}".encode()
+            key = _key(element.address.packed + struct.pack(">HH", element.port, 0))
+            full = key + _timeout(element.timeout) + _comment(element.comment)
+            steps += _renewal(self._body(set_name, full), self._body(set_name, key))
+            if not keep:
+                steps.pop()
+        self._commit(steps, f"writing {len(work)} elements to set {name}")
 
-        A kernel before 6.12 cannot change the timeout of an element that exists, and a delete
-        fails on one that has just expired. Add, delete, add is right in every case, and a
-        commit is atomic: no packet sees the element missing. A removal is add, delete.
+    def _body(self, set_name: bytes, element: bytes) -> bytes:
+        return (
+            self._head
+            + attribute(NFTA_SET_ELEM_LIST_SET, set_name + b"\0")
+            + nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, element))
+        )
+
+    def _commit(self, steps: Iterable[_Step], what: str) -> None:
+        """Send one transaction and wait until every step is acknowledged.
+
+        Raises ``HostError`` with the errno of the first step that was refused: then none was done.
         """
         begin = self._socket.next_sequence()
         parts = [netlink.batch_edge(netlink.NFNL_MSG_BATCH_BEGIN, begin)]
-        first = last = begin + 1
-        new, gone = NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
-        for element, keep in work:
-            set_name = f"{name}{element.address.version}"
-            key = _key(element)
-            bare = _body(self._table, set_name, key)
-            full = _body(
-                self._table,
-                set_name,
-                key
-                + attribute(NFTA_SET_ELEM_TIMEOUT, struct.pack(">Q", _milliseconds(element)))
-                + _comment(element.comment),
-            )
-            steps = (
-                [(new, full), (gone, bare), (new, full)] if keep else [(new, full), (gone, bare)]
-            )
-            for kind, body in steps:
-                last = self._socket.next_sequence()
-                flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
-                flags |= netlink.NLM_F_CREATE if kind == new else 0
-                parts.append(netlink.message(kind, flags, last, body))
+        last = begin
+        for kind, flags, body in steps:
+            last = self._socket.next_sequence()
+            parts.append(netlink.message(kind, _ACKNOWLEDGED | flags, last, body))
         end = self._socket.next_sequence()
         parts.append(netlink.batch_edge(netlink.NFNL_MSG_BATCH_END, end))
-        failed = self._socket.acknowledged(b"".join(parts), range(first, last + 1))
+        failed = self._socket.acknowledged(b"".join(parts), range(begin + 1, last + 1))
         if failed:
             code = next(iter(failed.values()))
             raise HostError(
-                f"writing {len(work)} elements to set {name} of table {self._table}:"
-                f" {os.strerror(code)}",
+                f"{what} of table {self._table}: {os.strerror(code)}",
                 hint="is the table still there? `ramnet status` tells",
             )
 
@@ -170,6 +186,37 @@ class Elements:
             if kind == NFTA_TABLE_HANDLE:
                 return int.from_bytes(value, "big")
         return None
+
+    def append_queue_rule(self, chain: str, queue: int) -> None:
+        """Append a rule that queues every packet, by xt's NFQUEUE through nft_compat.
+
+        For kernels without nft's own queue expression; nft's language cannot say it. A queue
+        without an owner lets packets pass (bypass). Raises ``HostError`` where it is missing.
+        """
+        info = struct.pack("=HHHxx", queue, 1, 1)  # xt_NFQ_info_v3: number, total, flags: bypass
+        target = (
+            attribute(NFTA_TARGET_NAME, b"NFQUEUE\0")
+            + attribute(NFTA_TARGET_REV, struct.pack(">I", 3))
+            + attribute(NFTA_TARGET_INFO, info)
+        )
+        expression = attribute(NFTA_EXPR_NAME, b"target\0") + nested(NFTA_EXPR_DATA, target)
+        body = (
+            _NFGEN_INET
+            + attribute(NFTA_RULE_TABLE, self._table.encode() + b"\0")
+            + attribute(NFTA_RULE_CHAIN, chain.encode() + b"\0")
+            + nested(NFTA_RULE_EXPRESSIONS, nested(NFTA_LIST_ELEM, expression))
+        )
+        step = NFT_MSG_NEWRULE, netlink.NLM_F_CREATE | netlink.NLM_F_APPEND, body
+        self._commit([step], f"appending xt target NFQUEUE to chain {chain}")
+
+    def refresh_alive(self) -> None:
+        """Say that the daemon is alive, for the next ``ALIVE_SECONDS``."""
+        steps: list[_Step] = []
+        for protocol in (IPPROTO_TCP, IPPROTO_UDP):
+            key = _key(bytes((protocol,)))
+            full = self._body(ALIVE.encode(), key + _timeout(ALIVE_SECONDS))
+            steps += _renewal(full, self._body(ALIVE.encode(), key))
+        self._commit(steps, f"refreshing set {ALIVE}")
 
     def counters(self) -> dict[str, int]:
         """Return the packets of each named counter; none where there is no table.
@@ -193,10 +240,8 @@ class Elements:
         A table or set that does not exist yields nothing.
         """
         for version, width in ((4, 4), (6, 16)):
-            request = (
-                _NFGEN_INET
-                + attribute(NFTA_SET_ELEM_LIST_TABLE, self._table.encode() + b"\0")
-                + attribute(NFTA_SET_ELEM_LIST_SET, f"{name}{version}".encode() + b"\0")
+            request = self._head + attribute(
+                NFTA_SET_ELEM_LIST_SET, f"{name}{version}".encode() + b"\0"
             )
             try:
                 for part in self._socket.dump(NFT_MSG_GETSETELEM, request):
@@ -210,10 +255,6 @@ def _parse_counter(part: memoryview) -> tuple[str, int]:
     data = dict(netlink.attributes(found[NFTA_OBJ_DATA]))
     name = bytes(found[NFTA_OBJ_NAME]).rstrip(b"\0").decode("ascii", "replace")
     return name, int.from_bytes(data[NFTA_COUNTER_PACKETS], "big")
-
-
-def _milliseconds(element: Element) -> int:
-    return max(1, int(element.timeout * 1000))
 
 
 def _parse_list(part: memoryview, width: int) -> Iterator[Element]:

@@ -25,6 +25,7 @@ NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
 NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
 
 NLMSG_ERROR = 0x2
 NLMSG_DONE = 0x3
@@ -101,8 +102,8 @@ def error_of(payload: memoryview) -> int:
 class NetfilterSocket:
     """One NETLINK_NETFILTER socket: calls that wait for an answer, or a reader that does not."""
 
-    def __init__(self, what: str) -> None:
-        """``what`` names the user of the socket in errors."""
+    def __init__(self, what: str, buffer_bytes: int = RECEIVE_BUFFER_BYTES) -> None:
+        """``what`` names the user of the socket in errors; ``buffer_bytes`` wait to be read."""
         self._what = what
         self._sequence = 0
         try:
@@ -117,14 +118,14 @@ class NetfilterSocket:
                 f"{what}: cannot open a netfilter netlink socket: {err.strerror}",
                 hint="ramnet needs a kernel with CONFIG_NETFILTER_NETLINK, and root",
             ) from err
-        self._set_buffer()
+        self._set_buffer(buffer_bytes)
 
-    def _set_buffer(self) -> None:
+    def _set_buffer(self, size: int) -> None:
         try:
             forced = 33  # SO_RCVBUFFORCE; the module ``socket`` does not name it
-            self._socket.setsockopt(socket.SOL_SOCKET, forced, RECEIVE_BUFFER_BYTES)
+            self._socket.setsockopt(socket.SOL_SOCKET, forced, size)
         except OSError:  # no CAP_NET_ADMIN in the initial user namespace: the limit of rmem_max
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def fileno(self) -> int:
         """Return the file descriptor, for an event loop."""

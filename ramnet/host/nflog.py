@@ -15,8 +15,7 @@ import os
 import struct
 from collections.abc import Iterator
 
-from ramnet.core.events import DnsPacket
-from ramnet.core.packet import parse_udp
+from ramnet.core.events import AnswerCopy, QueryCopy
 from ramnet.errors import HostError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
@@ -25,8 +24,6 @@ NFNL_SUBSYS_ULOG = 4
 NFULNL_MSG_PACKET = NFNL_SUBSYS_ULOG << 8 | 0
 NFULNL_MSG_CONFIG = NFNL_SUBSYS_ULOG << 8 | 1
 NFULA_PACKET_HDR = 1
-NFULA_IFINDEX_INDEV = 4
-NFULA_IFINDEX_OUTDEV = 5
 NFULA_PAYLOAD = 9
 NFULA_CFG_CMD = 1
 NFULA_CFG_MODE = 2
@@ -43,7 +40,7 @@ BURST = 128
 
 
 class NflogReader:
-    """Owns one NFLOG group and turns what arrives there into ``DnsPacket`` events."""
+    """Owns one NFLOG group and turns what arrives there into events."""
 
     def __init__(self, group: int) -> None:
         """Bind ``group``; raises ``HostError`` if it has an owner or the kernel has no NFLOG."""
@@ -87,7 +84,7 @@ class NflogReader:
         """Give the group back."""
         self._socket.close()
 
-    def read(self) -> Iterator[DnsPacket]:
+    def read(self) -> Iterator[QueryCopy | AnswerCopy]:
         """Yield what has arrived, at most ``BURST`` datagrams; never blocks.
 
         Overruns (ENOBUFS) are counted in ``lost``.
@@ -109,23 +106,14 @@ class NflogReader:
                         yield packet
 
 
-def _parse(payload: memoryview) -> DnsPacket | None:
-    protocol = hook = interface = 0
-    packet: memoryview | None = None
+def _parse(payload: memoryview) -> QueryCopy | AnswerCopy | None:
+    hook = 0
+    packet: bytes | None = None
     for kind, value in netlink.attributes(payload[netlink.NFGEN.size :]):
         if kind == NFULA_PACKET_HDR:
-            protocol, hook = struct.unpack_from(">HB", value)
-        elif kind in (NFULA_IFINDEX_INDEV, NFULA_IFINDEX_OUTDEV):
-            interface = int.from_bytes(value, "big")
+            hook = value[2]
         elif kind == NFULA_PAYLOAD:
-            packet = value
+            packet = bytes(value)
     if packet is None:
         return None
-    datagram = parse_udp(protocol, packet)
-    if datagram is None:
-        return None
-    source = datagram.source, datagram.source_port
-    target = datagram.target, datagram.target_port
-    query = hook == NF_INET_LOCAL_OUT
-    server, client = (target, source) if query else (source, target)
-    return DnsPacket(query, *server, *client, interface, datagram.payload)
+    return QueryCopy(packet) if hook == NF_INET_LOCAL_OUT else AnswerCopy(packet)

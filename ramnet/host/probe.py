@@ -12,20 +12,13 @@ from pathlib import Path
 from ramnet.core.kernel import Evidence, Feature
 from ramnet.core.ruleset import Chain, Hook, Rule, Set, Table, render_create
 from ramnet.errors import HostError
-from ramnet.host import netlink
-from ramnet.host.netlink import NetfilterSocket, attribute, nested
+from ramnet.host.elements import Elements
 from ramnet.host.nflog import NflogReader
 from ramnet.host.nft import Nft
 from ramnet.host.scratch import in_scratch_netns
 
 TABLE = "ramnet_probe"
 _GROUP = 1
-
-NFT_MSG_NEWRULE = netlink.NFNL_SUBSYS_NFTABLES << 8 | 6
-NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
-NFTA_LIST_ELEM = 1
-NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
-NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,33 +123,13 @@ def _nflog(_nft: Nft) -> str:
 
 
 def _compat_queue(nft: Nft) -> str:
-    """Append the xt target NFQUEUE (revision 3) to a chain of ours, as a rule of nft_compat."""
+    """Append the xt target NFQUEUE to a chain of ours, as a rule of nft_compat."""
     nft.apply(render_create(Table(TABLE, chains=(Chain("probe", ()),))))
-    info = struct.pack("=HHHxx", 1, 1, 1)  # xt_NFQ_info_v3: number, total, flags (1 = bypass)
-    data = (
-        attribute(NFTA_TARGET_NAME, b"NFQUEUE\0")
-        + attribute(NFTA_TARGET_REV, struct.pack(">I", 3))
-        + attribute(NFTA_TARGET_INFO, info)
-    )
-    expression = attribute(NFTA_EXPR_NAME, b"target\0") + nested(NFTA_EXPR_DATA, data)
-    body = (
-        netlink.NFGEN.pack(1, 0, 0)  # NFPROTO_INET
-        + attribute(NFTA_RULE_TABLE, TABLE.encode() + b"\0")
-        + attribute(NFTA_RULE_CHAIN, b"probe\0")
-        + nested(NFTA_RULE_EXPRESSIONS, nested(NFTA_LIST_ELEM, expression))
-    )
-    socket = NetfilterSocket("compat queue")
+    elements = Elements(TABLE)
     try:
-        flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | netlink.NLM_F_CREATE | 0x800
-        parts = netlink.batch_edge(netlink.NFNL_MSG_BATCH_BEGIN, socket.next_sequence())
-        sequence = socket.next_sequence()
-        parts += netlink.message(NFT_MSG_NEWRULE, flags, sequence, body)
-        parts += netlink.batch_edge(netlink.NFNL_MSG_BATCH_END, socket.next_sequence())
-        code = socket.acknowledged(parts, range(sequence, sequence + 1)).get(sequence)
+        elements.append_queue_rule("probe", 1)
     finally:
-        socket.close()
-    if code:
-        raise HostError(f"nft_compat target NFQUEUE revision 3: {os.strerror(code)}")
+        elements.close()
     return "appended xt target NFQUEUE revision 3 to a chain of family inet"
 
 

@@ -13,10 +13,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ramnet.core.compiler import Resolver
 from ramnet.errors import HostError
+from ramnet.host.conntrack import DNS_PORT, responder_of
 from ramnet.host.resolvconf import Server
+from ramnet.host.sockets import owners_of
 
 # linux/rtnetlink.h: links, addresses and routes of both families.
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+LOOPBACK = 1  # the index of lo in every network namespace
 _RECEIVE_BYTES = 64 * 1024
 
 
@@ -66,7 +69,14 @@ class Routes:
         for server in servers:
             index = await self._interface(server)
             if index is not None:
-                found.append(Resolver(_without_zone(server), index))
+                address = _without_zone(server)
+                answers, owners = index, None
+                if index == LOOPBACK:
+                    owners = owners_of(address, DNS_PORT)
+                responder = await responder_of(server)
+                if responder is not None and responder != address:
+                    answers, owners = await self._interface(responder) or index, None
+                found.append(Resolver(address, index, answers, owners))
         return tuple(found)
 
     async def _interface(self, server: Server) -> int | None:

@@ -1,0 +1,193 @@
+"""What DNS answers teach: from packets to leases.
+
+One owner at a time: the daemon guards it with a lock where the queue's thread shares it. Names that
+are not allowed cost the look at their question and no more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ramnet.core.compiler import AllowList, Held
+from ramnet.core.config import Limits
+from ramnet.core.dns import Answer, parse_answer, parse_answer_head
+from ramnet.core.events import Addr, WriteLeases
+from ramnet.core.leases import Key, LeaseLimits, LeaseTable, Refusal
+from ramnet.core.names import HostName, host_from_wire
+from ramnet.core.packet import Datagram, Flow, Segment, parse_packet, udp_payload_at
+from ramnet.core.queries import QueryLog
+from ramnet.core.streams import Streams
+from ramnet.errors import WireError
+
+_DNS_HEADER = 12
+
+# How long an answer that taught nothing new is not looked at again when it comes again, octet for
+# octet. A lease is renewed at half its life, which is never shorter than this by far.
+SETTLED_SECONDS = 1.0
+# Answers and names remembered so; when full, all are forgotten, which costs a look at each.
+MAX_SETTLED = 8_192
+MAX_NAMES = 16_384
+
+
+class Ignored(StrEnum):
+    """Why a DNS message taught nothing."""
+
+    MALFORMED = "malformed"
+    NO_QUERY = "no-matching-query"
+    NOT_ALLOWED = "name-not-allowed"
+    NO_ADDRESS = "no-address"
+    NOT_TEACHABLE = "address-not-teachable"
+    FULL = "limit-reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a packet taught: ``write`` is what the kernel must be told before the packet may pass.
+
+    ``keys`` are all pairs that the packet leads to, also those that need no write.
+    """
+
+    write: WriteLeases | None
+    keys: tuple[Key, ...]
+
+
+class Learner:
+    """Owns the leases, the queries that wait for an answer and the TCP streams."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.leases = LeaseTable(
+            LeaseLimits(
+                ttl_min=limits.lease_min_seconds,
+                ttl_max=limits.lease_max_seconds,
+                grace=limits.lease_grace_seconds,
+                per_name=limits.leases_per_name,
+                total=limits.leases_total,
+            )
+        )
+        self.queries = QueryLog(limits.pending_queries)
+        self.answers = 0
+        self.learned = 0
+        self.ignored: Counter[Ignored] = Counter()
+        self._streams = Streams()
+        self._allowed: tuple[AllowList, ...] = ()
+        self._names: dict[bytes, bool] = {}
+        self._settled: dict[bytes, float] = {}
+
+    def permit(self, *allowed: AllowList) -> None:
+        """Learn from now on what *all* of these allow: two while one policy replaces another."""
+        self._allowed = allowed
+        self._names, self._settled = {}, {}
+
+    def ports_of(self, name: HostName) -> frozenset[int]:
+        """Return the ports on which a name may be reached; empty when it is not allowed."""
+        ports: frozenset[int] | None = None
+        for allowed in self._allowed:
+            found = allowed.ports_of(name)
+            ports = found if ports is None else ports & found
+        return ports or frozenset()
+
+    def concerns(self, packet: bytes, now: float) -> bool:
+        """Tell whether a packet with an answer needs a look: the hot path, without any lock.
+
+        False is certain: the name is not allowed, or the very same answer was settled a moment
+        ago. True is only a perhaps.
+        """
+        start = udp_payload_at(packet)
+        if start is None:
+            return True
+        if self._settled.get(packet[start + 2 :], 0.0) > now:
+            return False
+        # No label of a host name holds a zero, so the name ends at the first.
+        name = packet[start + _DNS_HEADER : packet.find(b"\0", start + _DNS_HEADER) + 1]
+        known = self._names.get(name)
+        if known is None:
+            known = self._is_allowed(name)
+            if len(self._names) >= MAX_NAMES:
+                self._names = {}
+            self._names[name] = known
+        return known
+
+    def settled(self, packet: bytes, now: float) -> None:
+        """Note that the kernel holds all that this packet teaches."""
+        start = udp_payload_at(packet)
+        if start is None:
+            return
+        if len(self._settled) >= MAX_SETTLED:
+            self._settled = {}
+        self._settled[packet[start + 2 :]] = now + SETTLED_SECONDS
+
+    def _is_allowed(self, wire: bytes) -> bool:
+        """Judge a name in uncompressed wire form; one that does not parse is nobody's."""
+        labels: list[bytes] = []
+        at = 0
+        while at < len(wire) and wire[at]:
+            labels.append(wire[at + 1 : at + 1 + wire[at]])
+            at += 1 + wire[at]
+        name = host_from_wire(tuple(labels))
+        return name is not None and bool(self.ports_of(name))
+
+    def packet(self, packet: bytes, now: float) -> list[Lesson]:
+        """Take in an IP packet with answers; return what it taught, if anything."""
+        parsed = parse_packet(packet)
+        if isinstance(parsed, Datagram):
+            messages = [parsed.payload]
+        elif isinstance(parsed, Segment):
+            messages = self._streams.feed(parsed)
+        else:
+            self.ignored[Ignored.MALFORMED] += 1
+            return []
+        lessons = (self.message(parsed.flow, message, now) for message in messages)
+        return [lesson for lesson in lessons if lesson is not None]
+
+    def message(self, flow: Flow, payload: bytes, now: float) -> Lesson | None:
+        """Take in one answer that came by ``flow``; None when it taught nothing."""
+        self.answers += 1
+        try:
+            head = parse_answer_head(payload)
+            name = head.question.name
+            if name is None or not self.ports_of(name):
+                self._ignore(Ignored.NOT_ALLOWED)
+                return None
+            answer = parse_answer(payload)
+        except WireError:
+            self._ignore(Ignored.MALFORMED)
+            return None
+        if not answer.addresses:
+            self._ignore(Ignored.NO_ADDRESS)
+            return None
+        if not self._asked(flow, answer, payload, now):
+            self._ignore(Ignored.NO_QUERY)
+            return None
+        return self.teach(name, answer.addresses, answer.ttl, now)
+
+    def _asked(self, flow: Flow, answer: Answer, payload: bytes, now: float) -> bool:
+        end = _DNS_HEADER + len(answer.question.wire) + 4
+        return self.queries.asked(flow, answer.id, payload[_DNS_HEADER:end], now)
+
+    def _ignore(self, why: Ignored) -> None:
+        self.ignored[why] += 1
+
+    def teach(
+        self, name: HostName, addresses: Iterable[Addr], ttl: int, now: float
+    ) -> Lesson | None:
+        """Take in that an allowed name leads to these addresses."""
+        ports = self.ports_of(name)
+        if not ports:
+            self._ignore(Ignored.NOT_ALLOWED)
+            return None
+        addresses = tuple(addresses)
+        learned = self.leases.learn(name, addresses, ttl, ports, now)
+        for _, why in learned.ignored:
+            bad = why is Refusal.NOT_TEACHABLE
+            self.ignored[Ignored.NOT_TEACHABLE if bad else Ignored.FULL] += 1
+        self.learned += len(learned.write)
+        if learned.drop:
+            self._settled = {}
+        keys = tuple((address, port) for address in addresses for port in ports)
+        if not learned.write and not learned.drop:
+            return Lesson(None, keys)
+        add = tuple(Held(item.ip, item.port, item.timeout, name) for item in learned.write)
+        return Lesson(WriteLeases(add, learned.drop), keys)

@@ -1,0 +1,308 @@
+"""Mode ``hold``: a DNS answer waits in the kernel until the set knows what it says.
+
+Two threads. The reader takes answers from the queue and lets pass at once whatever teaches nothing
+or nothing new. What needs a set update goes to the writer, which releases the answer when the
+kernel has acknowledged; a slow update therefore delays its own answer and no other. An answer is
+never held for longer than ``DEADLINE``: then it passes, is counted, and the update follows late.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from ramnet.core.compiler import ALLOW, TABLE, Held
+from ramnet.core.engine import Engine
+from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
+from ramnet.core.leases import Key
+from ramnet.errors import HostError
+from ramnet.host.elements import Element, Elements
+from ramnet.host.nflog import NflogReader
+from ramnet.host.queue import NfQueue, Queued
+
+# How long an answer may wait for its set update. Clients ask again after 5 s; a set update takes
+# well under a millisecond unless somebody else's transaction is in the way.
+DEADLINE = 0.5
+# Packets taken before the verdicts go out: fewer system calls under load, no wait without.
+BURST = 32
+# How often a reader without work looks whether it is to stop, or a deadline has come.
+IDLE_MILLISECONDS = 250
+HELD_MILLISECONDS = 10
+# A reader that has not come round for this long is stuck: answers are to pass without it.
+STUCK_SECONDS = 0.6
+# The upper bounds of the histogram of hold times, in microseconds.
+HOLD_BUCKETS = (50, 100, 200, 500, 1_000, 5_000, 50_000, 1_000_000)
+
+
+@dataclass(slots=True)
+class HoldCounters:
+    """What became of the answers that were queued. Times are in microseconds."""
+
+    seen: int = 0
+    held: int = 0
+    released_late: int = 0
+    written_late: int = 0
+    write_failures: int = 0
+    hold_times: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Work:
+    """Set updates to make, and the packet that waits for them, if one does."""
+
+    writes: list[WriteLeases]
+    keys: tuple[Key, ...]
+    ident: int | None
+    since: float
+
+
+class Holder:
+    """Owns the queue and, in this mode, the copies of queries; shares the learner by ``lock``."""
+
+    def __init__(
+        self,
+        queue: NfQueue,
+        queries: NflogReader,
+        engine: Engine,
+        lock: threading.Lock,
+        report: Callable[[TableLost], None],
+    ) -> None:
+        """``report`` is called from the writer's thread when an update failed."""
+        self.counters = HoldCounters()
+        self._queue = queue
+        self._queries = queries
+        self._learner = engine.learner
+        self._blocker = engine.blocker
+        self._lock = lock
+        self._report = report
+        self._work: SimpleQueue[_Work | threading.Event | None] = SimpleQueue()
+        # What waits, by its number, and since when: the reader adds, both remove.
+        self._held: dict[int, float] = {}
+        self._failed: deque[_Work] = deque()
+        # How many submitted updates name a key.
+        self._pending: dict[Key, int] = {}
+        self._counting = threading.Lock()
+        self._stopping = False
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.failure: BaseException | None = None
+        self._turned = time.monotonic()
+        self._threads = (
+            threading.Thread(target=self._guard, args=(self._read,), name="hold-reader"),
+            threading.Thread(target=self._guard, args=(self._write,), name="hold-writer"),
+        )
+
+    def start(self) -> None:
+        """Begin to take answers."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish what is being written, let everything pass, end both threads."""
+        self._stopping = True
+        os.write(self._waker, b"x")
+        self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._wake)
+        os.close(self._waker)
+
+    @property
+    def well(self) -> bool:
+        """Whether both threads live and the reader is not stuck."""
+        return self.failure is None and time.monotonic() - self._turned < STUCK_SECONDS
+
+    def report(self) -> dict[str, Any]:
+        """Describe what became of the answers; hold times are counts up to so many microseconds."""
+        counters = self.counters
+        return {
+            "seen": counters.seen,
+            "held": counters.held,
+            "waiting": len(self._held),
+            "released_late": counters.released_late,
+            "written_late": counters.written_late,
+            "write_failures": counters.write_failures,
+            "overruns": self._queue.overruns,
+            "hold_us": {str(limit): counters.hold_times[limit] for limit in HOLD_BUCKETS},
+        }
+
+    def write(self, command: WriteLeases) -> None:
+        """Have leases written that no packet waits for (the daemon's own look-ups)."""
+        keys = tuple((item.address, item.port) for item in command.add)
+        self._submit(_Work([command], keys, None, time.monotonic()))
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was submitted before is written; False when it takes too long."""
+        done = threading.Event()
+        self._work.put(done)
+        return done.wait(seconds)
+
+    def _guard(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as err:  # noqa: BLE001 - the daemon's thread ends the daemon with it
+            self.failure = err
+            self._report(TableLost(f"the DNS thread failed: {err!r}"))
+
+    # The reader
+
+    def _read(self) -> None:
+        poll = select.poll()
+        for descriptor in (self._queue.fileno(), self._queries.fileno(), self._wake):
+            poll.register(descriptor, select.POLLIN)
+        while not self._stopping:
+            self._turned = time.monotonic()
+            poll.poll(HELD_MILLISECONDS if self._held else IDLE_MILLISECONDS)
+            self._take_queries()
+            passed: list[int] = []
+            for _ in range(BURST):
+                queued = self._queue.receive()
+                if queued is None:
+                    break
+                self._take(queued, passed)
+            self._pass(passed)
+            if self._held:
+                self._release_overdue()
+
+    def _take_queries(self) -> None:
+        """Note the queries that have left. Their copies were made before any answer came."""
+        now = time.monotonic()
+        add = self._learner.queries.add
+        for copy in self._queries.read():
+            if isinstance(copy, QueryCopy):
+                add(copy.packet, now)
+            else:
+                self._learn_late(copy, now)
+
+    def _learn_late(self, copy: AnswerCopy, now: float) -> None:
+        """Learn from an answer that passed unheld, while the heartbeat was late."""
+        with self._lock:
+            for lesson in self._learner.packet(copy.packet, now):
+                if lesson.write is not None:
+                    self._submit(_Work([lesson.write], lesson.keys, None, now))
+
+    def _take(self, queued: Queued, passed: list[int]) -> None:
+        counters = self.counters
+        counters.seen += 1
+        if queued.forwarded:
+            self._forward(queued, passed)
+            return
+        learner = self._learner
+        now = time.monotonic()
+        if not learner.concerns(queued.packet, now):
+            passed.append(queued.ident)
+            return
+        self._take_queries()
+        with self._lock:
+            lessons = learner.packet(queued.packet, now)
+            writes = [lesson.write for lesson in lessons if lesson.write is not None]
+            keys = tuple(key for lesson in lessons for key in lesson.keys)
+            if not writes and not any(key in self._pending for key in keys):
+                learner.settled(queued.packet, now)
+                passed.append(queued.ident)
+                return
+            counters.held += 1
+            self._held[queued.ident] = now
+            self._submit(_Work(writes, keys, queued.ident, now))
+
+    def _forward(self, queued: Queued, passed: list[int]) -> None:
+        """Judge an answer that a container is to hear; it teaches nothing."""
+        changed = self._blocker.packet(queued.packet)
+        if changed is None:
+            passed.append(queued.ident)
+        else:
+            self._queue.accept_with(queued.ident, changed)
+
+    def _submit(self, work: _Work) -> None:
+        """Hand over to the writer; until it is done its keys are not to be taken for known."""
+        with self._counting:
+            for key in work.keys:
+                self._pending[key] = self._pending.get(key, 0) + 1
+        self._work.put(work)
+
+    def _pass(self, passed: list[int]) -> None:
+        """Let packets pass: by one message for all when nothing before them is held."""
+        if not passed:
+            return
+        if len(passed) > 1 and not self._held:
+            self._queue.accept(passed[-1], up_to=True)
+            return
+        for ident in passed:
+            self._queue.accept(ident)
+
+    def _release_overdue(self) -> None:
+        limit = time.monotonic() - DEADLINE
+        for ident, since in list(self._held.items()):
+            if since > limit:
+                return  # in order of their coming
+            if self._held.pop(ident, None) is not None:
+                self.counters.released_late += 1
+                self._queue.accept(ident)
+
+    # The writer
+
+    def _write(self) -> None:
+        elements = Elements(TABLE)
+        try:
+            while True:
+                work = self._work.get()
+                if work is None:
+                    return
+                if isinstance(work, threading.Event):
+                    work.set()
+                else:
+                    self._carry_out(elements, work)
+        finally:
+            elements.close()
+
+    def _carry_out(self, elements: Elements, work: _Work) -> None:
+        try:
+            for command in work.writes:
+                elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
+        except HostError as err:
+            self.counters.write_failures += 1
+            self._failed.append(work)  # released when the table is back, or by its deadline
+            self._report(TableLost(err.message))
+        else:
+            self._release(work)
+        finally:
+            self._settle(work)
+
+    def _settle(self, work: _Work) -> None:
+        with self._counting:
+            for key in work.keys:
+                left = self._pending[key] - 1
+                if left:
+                    self._pending[key] = left
+                else:
+                    del self._pending[key]
+
+    def _release(self, work: _Work) -> None:
+        if work.ident is None:
+            return
+        if self._held.pop(work.ident, None) is None:
+            self.counters.written_late += 1
+            return
+        self._queue.accept(work.ident)
+        took = (time.monotonic() - work.since) * 1e6
+        bucket = next((limit for limit in HOLD_BUCKETS if took <= limit), HOLD_BUCKETS[-1])
+        self.counters.hold_times[bucket] += 1
+
+    def table_is_back(self) -> None:
+        """Release what failed: a table that was loaded again holds every lease."""
+        while self._failed:
+            self._release(self._failed.popleft())
+
+
+def _element(item: Held) -> Element:
+    return Element(item.address, item.port, item.seconds, item.name)
+
+
+def _bare(key: Key) -> Element:
+    return Element(*key)
