@@ -45,7 +45,7 @@ from ramnet.errors import ControlError, HostError, PolicyError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
-from ramnet.host.elements import Element, Elements
+from ramnet.host.elements import Element, Elements, Identity
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.nflog import NflogReader
 from ramnet.host.nft import Nft
@@ -88,11 +88,20 @@ def remove_table() -> bool:
     """Remove our table from this network namespace; tell whether there was one."""
     elements = Elements(TABLE)
     try:
-        found = elements.table_handle() is not None
+        found = elements.identity() is not None
     finally:
         elements.close()
     Nft().apply(render_remove(TABLE))
     return found
+
+
+def remove_table_without_daemon() -> bool:
+    """Remove our table where no daemon runs; ``HostError`` where one does after all."""
+    lock = NflogReader(NFLOG_GROUP)
+    try:
+        return remove_table()
+    finally:
+        lock.close()
 
 
 class Daemon:
@@ -115,7 +124,7 @@ class Daemon:
         marks = Marks(self._config.mark.ct_dns, limits.leases_total)
         self._engine = Engine(load_catalog(), limits, marks, today())
         self._servers: tuple[resolvconf.Server, ...] = ()
-        self._handle: int | None = None
+        self._identity: Identity | None = None
         self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
         self._stop = asyncio.Event()
         self._events: deque[Event] = deque()
@@ -125,6 +134,8 @@ class Daemon:
 
     def _dispatch(self, event: Event) -> None:
         """Let the engine take an event in, and carry out what it answers, in order."""
+        if self._stop.is_set():  # after `off`, nothing may bring the table back
+            return
         self._events.append(event)
         if self._working:
             return
@@ -154,7 +165,7 @@ class Daemon:
             text = render_update(command.before, command.table, command.drop)
         try:
             self._nft.apply(text)
-            self._handle = self._elements.table_handle()
+            self._identity = self._elements.identity()
         except HostError as err:
             self._events.appendleft(TableRefused(err.message))
         else:
@@ -199,7 +210,7 @@ class Daemon:
 
     async def _first_ruleset(self, routes: Routes) -> None:
         await self._find_resolvers(routes)
-        self._read_policy()
+        self._dispatch(self._policy_event())
         held = [
             Held(item.address, item.port, item.timeout, item.comment)
             for item in self._elements.list(ALLOW)
@@ -230,24 +241,21 @@ class Daemon:
         for packet in self._nflog.read():
             self._dispatch(packet)
 
-    def _read_policy(self) -> None:
-        path = self._options.policy
+    def _policy_event(self) -> PolicyRead | PolicyRejected:
         try:
-            policy = read_policy(path)
-        except PolicyError as err:
-            self._dispatch(PolicyRejected(err.message))
-        except HostError as err:
-            self._dispatch(PolicyRejected(err.message))
-        else:
-            self._dispatch(PolicyRead(policy, policy_digest(policy)))
+            policy = read_policy(self._options.policy)
+        except (PolicyError, HostError) as err:
+            return PolicyRejected(err.message)
+        return PolicyRead(policy, policy_digest(policy))
 
     async def _follow_policy(self) -> None:
         file = FollowedFile(self._options.policy)
-        self._read_policy()  # it may have changed since the start
         while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if file.changed():
-                self._read_policy()
+            # A long policy takes seconds to read; DNS must be followed meanwhile. The first time:
+            # it may have changed since the start.
+            self._dispatch(await asyncio.to_thread(self._policy_event))
+            while not file.changed():  # noqa: ASYNC110 - a file has no event to wait for
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _follow_resolvers(self, routes: Routes) -> None:
         files = [FollowedFile(resolvconf.PATH), FollowedFile(resolvconf.UPSTREAMS)]
@@ -267,16 +275,14 @@ class Daemon:
         trusted = (*servers, *resolvconf.upstreams(servers))
         found: tuple[Resolver, ...] = await routes.resolvers(trusted)
         self._dispatch(ResolversFound(found))
-        self._names.set_servers(servers)
+        self._names.set_servers(servers, {item.address: item.interface for item in found})
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             with suppress(HostError):  # told by the next write that matters
-                if self._elements.table_handle() != self._handle:
-                    self._dispatch(
-                        TableLost("our table was removed or replaced by another program")
-                    )
+                if self._elements.identity() != self._identity:
+                    self._dispatch(TableLost("another program changed or removed our table"))
             self._dispatch(Tick(today()))
 
     # Control

@@ -36,6 +36,7 @@ REGISTRY_PORTS = frozenset({80, 443, 5000})
 # After conntrack (-200), before mangle (-150) and every NAT (-100): the destination is still the
 # one that the client asked for.
 PRIORITY = -160
+RAW = -300  # before conntrack
 
 # How long a first SYN to a pair that is not allowed is remembered. Linux retransmits after 1 s;
 # the rest is slack for a loaded machine.
@@ -221,8 +222,9 @@ def compile_table(
         Hook.INPUT,
         PRIORITY,
     )
+    strangers = Chain("strangers", tuple(_stranger_rules(servers)), Hook.PREROUTING, RAW)
     counters = (Counter(REFUSED), Counter(HELD))
-    return Table(TABLE, counters, tuple(sets), (judge, output, answers))
+    return Table(TABLE, counters, tuple(sets), (judge, strangers, output, answers))
 
 
 _FAMILIES = ((4, "ip"), (6, "ip6"))
@@ -292,6 +294,23 @@ def _answer_rule(version: int, ip: str, marks: Marks) -> Rule:
         f" ct original {ip} daddr . iif @resolvers{version} log group {NFLOG_GROUP}",
         "an answer to it",
     )
+
+
+def _stranger_rules(resolvers: list[Resolver]) -> Iterator[Rule]:
+    """Keep out of conntrack what claims to be a resolver and comes by another interface.
+
+    One packet forged before the query would turn the flow round: the query would be its reply, and
+    the true answer would never be believed.
+    """
+    for version, ip in _FAMILIES:
+        addresses = {
+            str(item.address): None for item in resolvers if item.address.version == version
+        }
+        for protocol in ("udp", "tcp") if addresses else ():
+            yield Rule(
+                f"{protocol} sport 53 {ip} saddr {{ {', '.join(addresses)} }}"
+                f" {ip} saddr . iif != @resolvers{version} notrack"
+            )
 
 
 def _static_sets(networks: Iterable[tuple[Network, Grant]]) -> list[tuple[Set, Rule]]:

@@ -96,7 +96,7 @@ class _Known:
     addresses: tuple[Addr, ...]
 
 
-_QueryKey = tuple[Addr, int, Addr, int, bytes, int]
+_QueryKey = tuple[Addr, int, Addr, int, bytes, int, int]
 
 
 class Engine:
@@ -110,6 +110,7 @@ class Engine:
         self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
         self._applied: Plan | None = None
         self._loading: tuple[Plan, Table] | None = None
+        self._updating = False
         self._table: Table | None = None
         self._retry_at: float | None = None
         self._queries: OrderedDict[_QueryKey, float] = OrderedDict()
@@ -212,6 +213,7 @@ class Engine:
     def _load(self, now: float) -> list[Command]:
         """Put the whole table in place, with every lease in it."""
         plan = self._wanted
+        self._updating = False
         held = self._held(plan.allowed, now)
         table = compile_table(plan.allowed, plan.resolvers, held, self._marks)
         self._loading = plan, table
@@ -220,6 +222,7 @@ class Engine:
     def _update(self, now: float) -> list[Command]:
         """Change the rules around the learned sets, and drop what is not allowed any more."""
         plan = self._wanted
+        self._updating = True
         table = compile_table(plan.allowed, plan.resolvers, (), self._marks)
         self._loading = plan, table
         drop: list[tuple[str, str]] = []
@@ -259,7 +262,14 @@ class Engine:
         return commands
 
     def _table_refused(self, problem: str, now: float) -> list[Command]:
-        """Keep what stands; try again later."""
+        """Keep what stands; try again later.
+
+        An update is refused when what it changes is not there: then the whole table is loaded.
+        """
+        if self._updating:
+            self.repairs += 1
+            why = f"the ruleset could not be changed ({problem}); loading the whole table again"
+            return [Log(Level.WARNING, why), *self._load(now)]
         self._loading = None
         self._retry_at = now + RETRY_SECONDS
         if problem == self.table_problem:
@@ -378,6 +388,7 @@ def _query_key(packet: DnsPacket, query: Query) -> _QueryKey:
         query.id,
         question.wire,
         question.qtype,
+        question.qclass,
     )
 
 

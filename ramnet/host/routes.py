@@ -13,7 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ramnet.core.compiler import Resolver
 from ramnet.errors import HostError
-from ramnet.host.resolvconf import Server
+from ramnet.host.resolvconf import Server, without_zone
 
 # linux/rtnetlink.h: links, addresses and routes of both families.
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
@@ -66,7 +66,7 @@ class Routes:
         for server in servers:
             index = await self._interface(server)
             if index is not None:
-                found.append(Resolver(_without_zone(server), index))
+                found.append(Resolver(without_zone(server), index))
         return tuple(found)
 
     async def _interface(self, server: Server) -> int | None:
