@@ -56,7 +56,7 @@ from ramnet.errors import ControlError, HostError, PolicyError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
-from ramnet.host.elements import Element, Elements
+from ramnet.host.elements import Element, Elements, Identity
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.hold import Holder
 from ramnet.host.nflog import NflogReader
@@ -105,11 +105,20 @@ def remove_table() -> bool:
     """Remove our table from this network namespace; tell whether there was one."""
     elements = Elements(TABLE)
     try:
-        found = elements.table_handle() is not None
+        found = elements.identity() is not None
     finally:
         elements.close()
     Nft().apply(render_remove(TABLE))
     return found
+
+
+def remove_table_without_daemon() -> bool:
+    """Remove our table where no daemon runs; ``HostError`` where one does after all."""
+    lock = NflogReader(NFLOG_GROUP)
+    try:
+        return remove_table()
+    finally:
+        lock.close()
 
 
 class Daemon:
@@ -140,7 +149,7 @@ class Daemon:
                 NfQueue(QUEUE), self._nflog, self._engine, self._lock, self._from_thread
             )
         self._servers: tuple[resolvconf.Server, ...] = ()
-        self._handle: int | None = None
+        self._identity: Identity | None = None
         self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
         self._stop = asyncio.Event()
         self._events: deque[Event] = deque()
@@ -150,6 +159,8 @@ class Daemon:
 
     def _dispatch(self, event: Event) -> None:
         """Let the engine take an event in, and carry out what it answers, in order."""
+        if self._stop.is_set():  # after `off`, nothing may bring the table back
+            return
         self._events.append(event)
         if self._working:
             return
@@ -194,10 +205,10 @@ class Daemon:
         """Put the whole table in place, with every lease; nothing may be learned meanwhile."""
         with self._lock:
             self._nft.apply(render_replace(table))
-            self._handle = self._elements.table_handle()
             self._elements.refresh_alive()
             if self._modes.rung is Rung.COMPAT:
                 self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
+            self._identity = self._elements.identity()
         if self._holder is not None:
             self._holder.table_is_back()
 
@@ -210,6 +221,7 @@ class Daemon:
         if self._holder is not None and not self._holder.flush(FLUSH_SECONDS):
             raise HostError("set updates are stuck: the policy before stays in force")
         self._nft.apply(render_update(before, command.table, command.drop))
+        self._identity = self._elements.identity()
 
     def _write(self, command: WriteLeases) -> None:
         if self._holder is not None:
@@ -265,7 +277,7 @@ class Daemon:
 
     async def _first_ruleset(self, routes: Routes) -> None:
         await self._find_resolvers(routes)
-        self._read_policy()
+        self._dispatch(self._policy_event())
         held = [
             Held(item.address, item.port, item.timeout, item.comment)
             for item in self._elements.list(ALLOW)
@@ -297,24 +309,21 @@ class Daemon:
         for packet in self._nflog.read():
             self._dispatch(packet)
 
-    def _read_policy(self) -> None:
-        path = self._options.policy
+    def _policy_event(self) -> PolicyRead | PolicyRejected:
         try:
-            policy = read_policy(path)
-        except PolicyError as err:
-            self._dispatch(PolicyRejected(err.message))
-        except HostError as err:
-            self._dispatch(PolicyRejected(err.message))
-        else:
-            self._dispatch(PolicyRead(policy, policy_digest(policy)))
+            policy = read_policy(self._options.policy)
+        except (PolicyError, HostError) as err:
+            return PolicyRejected(err.message)
+        return PolicyRead(policy, policy_digest(policy))
 
     async def _follow_policy(self) -> None:
         file = FollowedFile(self._options.policy)
-        self._read_policy()  # it may have changed since the start
         while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if file.changed():
-                self._read_policy()
+            # A long policy takes seconds to read; DNS must be followed meanwhile. The first time:
+            # it may have changed since the start.
+            self._dispatch(await asyncio.to_thread(self._policy_event))
+            while not file.changed():  # noqa: ASYNC110 - a file has no event to wait for
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _follow_resolvers(self, routes: Routes) -> None:
         files = [FollowedFile(resolvconf.PATH), FollowedFile(resolvconf.UPSTREAMS)]
@@ -334,16 +343,16 @@ class Daemon:
         trusted = (*servers, *resolvconf.upstreams(servers))
         found = await routes.resolvers(trusted)
         self._dispatch(ResolversFound(found))
-        self._names.set_servers(servers)
+        # Where the machine redirects queries they leave by another way than the answers come.
+        direct = {item.address: item.interface for item in found if item.direct}
+        self._names.set_servers(servers, direct)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             with suppress(HostError):  # told by the next write that matters
-                if self._elements.table_handle() != self._handle:
-                    self._dispatch(
-                        TableLost("our table was removed or replaced by another program")
-                    )
+                if self._elements.identity() != self._identity:
+                    self._dispatch(TableLost("another program changed or removed our table"))
             self._dispatch(Tick(today()))
 
     async def _beat(self) -> None:

@@ -19,9 +19,9 @@ def off(runtime_dir: str) -> int:
     try:
         ask(runtime_dir, "off")
     except (FileNotFoundError, ConnectionRefusedError):
-        from ramnet.daemon import remove_table  # noqa: PLC0415 - needs libnftables
+        from ramnet.daemon import remove_table_without_daemon  # noqa: PLC0415 - needs libnftables
 
-        found = remove_table()
+        found = remove_table_without_daemon()
         state = "the rules were removed" if found else "there were no rules to remove"
         click.echo(f"ramnet: {state}; no daemon was running")
         return OK

@@ -37,6 +37,7 @@ REGISTRY_PORTS = frozenset({80, 443, 5000})
 # After conntrack (-200), before mangle (-150) and every NAT (-100): the destination is still the
 # one that the client asked for.
 PRIORITY = -160
+RAW = -300  # before conntrack
 
 # How long a first SYN to a pair that is not allowed is remembered. Linux retransmits after 1 s;
 # the rest is slack for a loaded machine.
@@ -187,6 +188,11 @@ class Resolver:
     answers: int
     owners: frozenset[int] | None = None
 
+    @property
+    def direct(self) -> bool:
+        """Whether answers come in where queries leave."""
+        return self.answers == self.interface
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -259,8 +265,9 @@ def compile_table(
         PRIORITY,
     )
     answers = Chain("answers", tuple(_answer_rules(settings)), Hook.INPUT, PRIORITY)
+    strangers = Chain("strangers", tuple(_stranger_rules(servers)), Hook.PREROUTING, RAW)
     counters = (Counter(REFUSED), Counter(HELD), Counter(IMPOSTERS))
-    chains = (judge, *_believed(settings.rung), output, answers)
+    chains = (judge, *_believed(settings.rung), strangers, output, answers)
     if blocks_answers(containers, settings.rung):
         chains = (*chains, *_forwarded(settings.rung))
     return Table(TABLE, counters, tuple(sets), chains)
@@ -414,6 +421,23 @@ def _imposters(resolvers: list[Resolver]) -> Iterator[Rule]:
             yield Rule(
                 f"{protocol} sport 53 {ip} saddr {item.address} oif {item.answers}"
                 f" meta skuid != {{ {users} }} counter name {IMPOSTERS} drop"
+            )
+
+
+def _stranger_rules(resolvers: list[Resolver]) -> Iterator[Rule]:
+    """Keep out of conntrack what claims to be a resolver and comes by another interface.
+
+    One packet forged before the query would turn the flow round: the query would be its reply, and
+    the true answer would never be believed.
+    """
+    for version, ip in _FAMILIES:
+        addresses = {
+            str(item.address): None for item in resolvers if item.address.version == version
+        }
+        for protocol in ("udp", "tcp") if addresses else ():
+            yield Rule(
+                f"{protocol} sport 53 {ip} saddr {{ {', '.join(addresses)} }}"
+                f" {ip} saddr . iif != @{ANSWERERS}{version} notrack"
             )
 
 

@@ -98,6 +98,7 @@ class Engine:
         self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
         self._applied: Plan | None = None
         self._loading: tuple[Plan, Table] | None = None
+        self._updating = False
         self._table: Table | None = None
         self._retry_at: float | None = None
         self._resolved: dict[HostName, dict[int, _Known]] = {}
@@ -194,6 +195,7 @@ class Engine:
     def _load(self, now: float) -> list[Command]:
         """Put the whole table in place, with every lease in it."""
         plan = self._wanted
+        self._updating = False
         held = self._held(plan.allowed, now)
         table = self._compile(plan, held)
         self._loading = plan, table
@@ -205,6 +207,7 @@ class Engine:
     def _update(self, now: float) -> list[Command]:
         """Change the rules around the learned sets, and drop what is not allowed any more."""
         plan = self._wanted
+        self._updating = True
         table = self._compile(plan, ())
         self._loading = plan, table
         # What is learned from here on, both policies allow: it need not be dropped, and a table
@@ -253,7 +256,14 @@ class Engine:
         return commands
 
     def _table_refused(self, problem: str, now: float) -> list[Command]:
-        """Keep what stands; try again later."""
+        """Keep what stands; try again later.
+
+        An update is refused when what it changes is not there: then the whole table is loaded.
+        """
+        if self._updating:
+            self.repairs += 1
+            why = f"the ruleset could not be changed ({problem}); loading the whole table again"
+            return [Log(Level.WARNING, why), *self._load(now)]
         self._loading = None
         if self._applied is not None:
             self.learner.permit(self._applied.allowed)

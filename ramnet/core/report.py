@@ -144,8 +144,7 @@ def _not_covered(plan: Plan | None) -> list[str]:
     return [
         f"TCP ports other than {listed} (scope netns)",
         "UDP, QUIC included (scope netns)",
-        "traffic forwarded for containers (buildx builders, Docker-in-Docker, kind), but for names"
-        " that class containers refuses",
+        "traffic of containers (buildx builders, Docker-in-Docker, kind), but for refused names",
         "connections that were open before ramnet started or before a registry was removed",
         "other names on an allowed address: registries that share a CDN with an allowed one",
         "what reaches this machine without a registry: docker load, copied files",

@@ -14,6 +14,7 @@ from enum import StrEnum
 class Hook(StrEnum):
     """The netfilter hooks that a base chain may sit at."""
 
+    PREROUTING = "prerouting"
     INPUT = "input"
     FORWARD = "forward"
     OUTPUT = "output"

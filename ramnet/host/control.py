@@ -72,13 +72,11 @@ class ControlServer:
             if self._active > self._clients and uid != 0:  # nobody can keep root out
                 answer = _failure(ControlError("too many clients", hint="try again"))
             else:
-                async with asyncio.timeout(CLIENT_SECONDS):
-                    line = await reader.readline()
-                answer = await self._answer(line, uid)
+                answer = await self._answer(await _request(reader), uid)
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(CLIENT_SECONDS):
                 await writer.drain()
-        except (OSError, TimeoutError, ValueError):  # ValueError: a line beyond the limit
+        except (OSError, TimeoutError):
             pass
         finally:
             self._active -= 1
@@ -87,8 +85,10 @@ class ControlServer:
     async def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            verb = request["verb"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):  # RecursionError: nested too deep
+            request = None
+        verb = request.get("verb") if isinstance(request, dict) else None
+        if not isinstance(request, dict) or not isinstance(verb, str):
             return _failure(ControlError("the request is not understood"))
         if verb in self._root_only and uid != 0:
             return _failure(ControlError(f"only root may ask for '{verb}'"))
@@ -96,6 +96,15 @@ class ControlServer:
             return {"ok": True, "result": await self._handler(request)}
         except RamnetError as err:
             return _failure(err)
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    """Read one line; one beyond the limit is no request."""
+    async with asyncio.timeout(CLIENT_SECONDS):
+        try:
+            return await reader.readline()
+        except ValueError:
+            return b""
 
 
 def _failure(error: RamnetError) -> dict[str, Any]:

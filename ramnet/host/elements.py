@@ -26,6 +26,11 @@ NFT_MSG_DELSETELEM = netlink.NFNL_SUBSYS_NFTABLES << 8 | 14
 
 NFT_MSG_GETTABLE = netlink.NFNL_SUBSYS_NFTABLES << 8 | 1
 
+NFT_MSG_GETCHAIN = netlink.NFNL_SUBSYS_NFTABLES << 8 | 4
+
+NFTA_CHAIN_TABLE = 1
+NFTA_CHAIN_NAME = 3
+NFTA_CHAIN_USE = 6
 NFTA_TABLE_NAME = 1
 NFTA_TABLE_HANDLE = 4
 NFTA_SET_ELEM_LIST_TABLE = 1
@@ -60,6 +65,10 @@ COMMENT_BYTES = 127
 # One netlink datagram must fit the send buffer (212,992 bytes by default); an add-delete-add of an
 # IPv6 element with its comment takes about 600 bytes.
 BATCH_ELEMENTS = 128
+
+
+# The table's number, and each chain with the count of its rules and of the jumps to it.
+Identity = tuple[int, tuple[tuple[str, int], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +178,11 @@ class Elements:
                 hint="is the table still there? `ramnet status` tells",
             )
 
-    def table_handle(self) -> int | None:
-        """Return the handle that the kernel gave our table, None when there is no such table.
+    def identity(self) -> Identity | None:
+        """Tell our table from any other and from what it was; None when there is none.
 
-        It is another one for every table that is made, so it tells when ours was replaced.
+        The kernel numbers tables, and counts the rules of a chain and the jumps to it: it differs
+        once the table was made anew or a rule came or went.
         """
         sequence = self._socket.next_sequence()
         payload = _NFGEN_INET + attribute(NFTA_TABLE_NAME, self._table.encode() + b"\0")
@@ -182,10 +192,15 @@ class Elements:
             answer = self._socket.answer(request, sequence)
         except FileNotFoundError:
             return None
-        for kind, value in netlink.attributes(answer[netlink.NFGEN.size :]):
-            if kind == NFTA_TABLE_HANDLE:
-                return int.from_bytes(value, "big")
-        return None
+        found = dict(netlink.attributes(answer[netlink.NFGEN.size :]))
+        handle = int.from_bytes(found[NFTA_TABLE_HANDLE], "big")
+        return handle, tuple(sorted(self._chains()))
+
+    def _chains(self) -> Iterator[tuple[str, int]]:
+        for part in self._socket.dump(NFT_MSG_GETCHAIN, _NFGEN_INET):
+            found = dict(netlink.attributes(part[netlink.NFGEN.size :]))
+            if _text(found[NFTA_CHAIN_TABLE]) == self._table:
+                yield _text(found[NFTA_CHAIN_NAME]), int.from_bytes(found[NFTA_CHAIN_USE], "big")
 
     def append_queue_rule(self, chain: str, queue: int) -> None:
         """Append a rule that queues every packet, by xt's NFQUEUE through nft_compat.
@@ -250,11 +265,14 @@ class Elements:
                 continue
 
 
+def _text(value: memoryview) -> str:
+    return bytes(value).rstrip(b"\0").decode("ascii", "replace")
+
+
 def _parse_counter(part: memoryview) -> tuple[str, int]:
     found = dict(netlink.attributes(part[netlink.NFGEN.size :]))
     data = dict(netlink.attributes(found[NFTA_OBJ_DATA]))
-    name = bytes(found[NFTA_OBJ_NAME]).rstrip(b"\0").decode("ascii", "replace")
-    return name, int.from_bytes(data[NFTA_COUNTER_PACKETS], "big")
+    return _text(found[NFTA_OBJ_NAME]), int.from_bytes(data[NFTA_COUNTER_PACKETS], "big")
 
 
 def _parse_list(part: memoryview, width: int) -> Iterator[Element]:

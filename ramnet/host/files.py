@@ -8,6 +8,7 @@ appears later, and a look costs microseconds.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,13 @@ def read_limited(path: str, limit: int) -> bytes:
         # Not blocking: a named pipe in the place of a policy must not hang the daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise HostError(f"{path} is not a regular file")
             data = file.read(limit + 1)
     except FileNotFoundError as err:
         raise HostError(f"{path} does not exist") from err
     except OSError as err:
         raise HostError(f"{path} cannot be read: {err.strerror}") from err
-    if data is None:
-        raise HostError(f"{path} is not a regular file")
     if len(data) > limit:
         raise HostError(f"{path} is larger than {limit} bytes")
     return data

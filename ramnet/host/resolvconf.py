@@ -48,6 +48,11 @@ def read(path: str = PATH) -> tuple[Server, ...]:
         return parse("")
 
 
+def without_zone(server: Server) -> Server:
+    """Return the address alone: ``fe80::1`` of ``fe80::1%eth0``."""
+    return type(server)(int(server))
+
+
 def upstreams(servers: tuple[Server, ...], path: str = UPSTREAMS) -> tuple[Server, ...]:
     """Return the servers that a systemd-resolved stub among ``servers`` asks in its turn."""
     if STUBS.isdisjoint(servers):

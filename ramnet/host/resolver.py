@@ -10,8 +10,10 @@ import asyncio
 import heapq
 import random
 import secrets
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from itertools import count
 
 from dnslib import EDNS0, DNSRecord
@@ -20,7 +22,7 @@ from ramnet.core.dns import TYPE_A, TYPE_AAAA, Answer, parse_answer
 from ramnet.core.events import Addr, Resolved, Unresolved
 from ramnet.core.names import HostName
 from ramnet.errors import WireError
-from ramnet.host.resolvconf import Server
+from ramnet.host.resolvconf import Server, without_zone
 
 DNS_PORT = 53
 # What DNS flag day 2020 settled on: never fragmented on the usual paths.
@@ -34,9 +36,10 @@ REFRESH_MIN = 30.0
 REFRESH_MAX = 3600.0
 # Up to this share of a TTL is taken off, so that names listed together do not ask together.
 JITTER = 0.2
-# After a failure: 1 s, doubled up to five minutes.
+# After a failure: 1 s, doubled up to two minutes. Each failure renews what the name had, and must
+# come well within half of the shortest lease (300 s and 60 s of grace).
 BACKOFF_FIRST = 1.0
-BACKOFF_MAX = 300.0
+BACKOFF_MAX = 120.0
 # Look-ups begun per second: a warm start of 10,000 names is spread over less than two minutes.
 RATE = 100.0
 
@@ -66,6 +69,7 @@ class Resolver:
         self._serials = count(1)
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(concurrency)
+        self._interfaces: dict[Server, int] = {}
 
     def set_names(self, names: Iterable[HostName]) -> None:
         """Resolve exactly these names from now on; those that are new are due at once."""
@@ -76,8 +80,15 @@ class Resolver:
             if name not in self._entries:
                 self._schedule(name, _Entry(0), now)
 
-    def set_servers(self, servers: tuple[Server, ...]) -> None:
-        """Ask these servers from now on; what failed before is tried with them at once."""
+    def set_servers(
+        self, servers: tuple[Server, ...], interfaces: Mapping[Server, int] | None = None
+    ) -> None:
+        """Ask these servers from now on; what failed before is tried with them at once.
+
+        ``interfaces`` holds, by address without zone, the index of the interface by which a
+        server's answers must come in; of a server that is not there they may come by any.
+        """
+        self._interfaces = dict(interfaces or {})
         if servers == self.servers:
             return
         self.servers = servers
@@ -160,7 +171,7 @@ class Resolver:
         problems: dict[str, None] = {}
         for server in self.servers * ROUNDS:
             try:
-                answer = await _ask(server, name, qtype)
+                answer = await _ask(server, self._interfaces.get(without_zone(server)), name, qtype)
             except (OSError, TimeoutError, WireError) as err:
                 problems.setdefault(f"{server}: {str(err) or 'no answer'}")
                 continue
@@ -185,10 +196,10 @@ def _query(name: HostName, qtype: int) -> tuple[int, bytes]:
     return record.header.id, bytes(record.pack())
 
 
-async def _ask(server: Server, name: HostName, qtype: int) -> Answer:
+async def _ask(server: Server, interface: int | None, name: HostName, qtype: int) -> Answer:
     ident, query = _query(name, qtype)
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        answer = await _ask_udp(server, ident, query, name, qtype)
+        answer = await _ask_udp(_udp_socket(server, interface), ident, query, name, qtype)
     if not answer.truncated:
         return answer
     async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -212,12 +223,30 @@ class _Udp(asyncio.DatagramProtocol):
             self.answers.put_nowait(item)
 
 
-async def _ask_udp(server: Server, ident: int, query: bytes, name: HostName, qtype: int) -> Answer:
+def _udp_socket(server: Server, interface: int | None) -> socket.socket:
+    """Make a socket that is connected to the server and hears nothing but by its interface.
+
+    A container can forge the server's address, but not the interface (SO_BINDTODEVICE, socket(7)).
+    """
+    family = socket.AF_INET if isinstance(server, IPv4Address) else socket.AF_INET6
+    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if interface is not None:
+            device = socket.if_indextoname(interface).encode()
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+        made.connect((str(server), DNS_PORT))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _ask_udp(
+    made: socket.socket, ident: int, query: bytes, name: HostName, qtype: int
+) -> Answer:
     """Send one query from a fresh port and wait for the answer that belongs to it."""
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(
-        _Udp, remote_addr=(str(server), DNS_PORT)
-    )
+    transport, protocol = await loop.create_datagram_endpoint(_Udp, sock=made)
     try:
         transport.sendto(query)
         while True:

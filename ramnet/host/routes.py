@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ramnet.core.compiler import Resolver
 from ramnet.errors import HostError
 from ramnet.host.conntrack import DNS_PORT, responder_of
-from ramnet.host.resolvconf import Server
+from ramnet.host.resolvconf import Server, without_zone
 from ramnet.host.sockets import owners_of
 
 # linux/rtnetlink.h: links, addresses and routes of both families.
@@ -69,7 +69,7 @@ class Routes:
         for server in servers:
             index = await self._interface(server)
             if index is not None:
-                address = _without_zone(server)
+                address = without_zone(server)
                 answers, owners = index, None
                 if index == LOOPBACK:
                     owners = owners_of(address, DNS_PORT)

@@ -161,18 +161,21 @@ class Dns:
         over = threading.Event()
         failure: list[LabError] = []
 
+        def show(first: int) -> None:
+            window = (addresses[(first + step) % len(addresses)] for step in range(size))
+            self.set(name, *window)
+
         def turn() -> None:
-            first = 0
-            while not over.is_set():
-                window = [addresses[(first + step) % len(addresses)] for step in range(size)]
+            first = size
+            while not over.wait(period):
                 try:
-                    self.set(name, *window)
+                    show(first)
                 except LabError as err:
                     failure.append(err)
                     return
                 first += size
-                over.wait(period)
 
+        show(0)
         thread = threading.Thread(target=turn, name=f"rotate {name}")
         thread.start()
         try:

@@ -46,6 +46,14 @@ def _stat(pid: int) -> tuple[str, int] | tuple[()]:
     return state, int(parent)
 
 
+def _command(pid: int) -> bytes:
+    """Return the argv of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def _wake(nsenter: int) -> None:
     """Let nsenter go on when its program does: it stops itself when the program is stopped."""
     if _stat(nsenter)[:1] != ("T",):
@@ -108,7 +116,8 @@ class Process:
 
             def look() -> bool:
                 child = child_of(self._popen.pid)
-                if child is not None:
+                # Between fork and exec the child is still a copy of nsenter.
+                if child is not None and _command(child) not in (b"", _command(self._popen.pid)):
                     found.append(child)
                 return bool(found) or self._popen.poll() is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +10,14 @@ from pathlib import Path
 from ramnet.errors import LabError
 
 # The distribution's own programs come first: an engine and a client of the same version belong
-# together, whatever else an administrator put under /usr/local.
-SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+# together, whatever else an administrator put under /usr/local. RAMNET_LAB_PATH comes before all:
+# there, bootstrap puts what a distribution cannot install beside its own.
+SEARCH_PATH = ":".join(
+    (
+        *filter(None, [os.environ.get("RAMNET_LAB_PATH")]),
+        "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin",
+    )
+)
 
 # The directory that this package was imported from: a program of ours runs the same code.
 PYTHON_PATH = Path(__file__).resolve().parents[2]

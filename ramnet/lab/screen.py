@@ -58,8 +58,8 @@ class Screen:
         """
         said = f"{seen}: {words}" if words else seen
         self.checks.append(Check(self._step, expected, held, said))
-        mark = Text("   ok  ", style="green") if held else Text("   NOT ", style="bold red")
-        self._write(mark + Text(f"{expected}: {seen}"))
+        mark = ("   ok  ", "green") if held else ("   NOT ", "bold red")
+        self._write(Text.assemble(mark, f"{expected}: {seen}"))
         if words:
             self._write(Text(f"       {words}", style="dim" if held else "red"))
 

@@ -1,0 +1,263 @@
+"""``check`` and ``run`` on kernels and configurations that will do, and on those that will not.
+
+A kernel that is too old, or without a feature, is shown to the real program: by the personality of
+setarch(8), which changes what uname says, and by taking CAP_NET_ADMIN away, so that each attempt to
+use nftables fails as it does where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ramnet.core.kernel import NEEDS, Feature
+from ramnet.lab.lab import Lab
+from ramnet.lab.programs import PYTHON_PATH
+from tests.netns.support import CORP_REGISTRY, STRICT, Ramnet, policy, table
+
+pytestmark = pytest.mark.netns
+
+OLD_KERNEL = ["setarch", "--uname-2.6"]
+NO_NETFILTER = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+# The features that have nothing to do with the network.
+ELSEWHERE = {"cgroup-bpf"}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(registries=False) as made:
+        yield made
+
+
+def command(
+    lab: Lab, *args: str, under: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return lab.client.run(
+        [*(under or []), sys.executable, "-m", "ramnet", *args],
+        env={"PYTHONPATH": str(PYTHON_PATH), "COLUMNS": "200"},
+        check=False,
+    )
+
+
+def config_file(folder: Path, text: str) -> str:
+    file = folder / "ramnet.toml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+# --- check
+
+
+def test_check_tells_in_json_what_works_and_what_is_used(lab: Lab, tmp_path: Path) -> None:
+    done = command(lab, "check", "--json", "--config", config_file(tmp_path, STRICT))
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert (report["schema"], report["supported"], report["can_run"]) == (1, True, True)
+    assert (report["problem"], report["hint"]) == (None, None)
+    assert report["modes"] == {"scope": "netns", "dns": "observe"}
+    assert report["kernel"] == os.uname().release
+    features = {item["feature"]: item for item in report["features"]}
+    assert set(features) == {str(feature) for feature in Feature}
+    for feature, need in NEEDS.items():
+        item = features[feature]
+        assert item["required"] is need.required
+        assert item["present"] or not need.required, item
+        for key in ("evidence", "option", "cost_if_absent", "remedy"):
+            assert item[key], (feature, key)
+    assert features["nflog"]["evidence"].startswith("bound NFLOG group")
+    assert features["sets"]["evidence"].startswith("loaded and read back: ")
+
+
+def test_check_tables_the_same_for_people(lab: Lab, tmp_path: Path) -> None:
+    path = config_file(tmp_path, STRICT)
+    done = command(lab, "check", "--config", path)
+    assert done.returncode == 0
+    for feature in Feature:
+        assert f" {feature} " in done.stdout
+    assert "ramnet can run here: scope netns, dns observe" in done.stdout
+    report = json.loads(command(lab, "check", "--json", "--config", path).stdout)
+    absent = [item for item in report["features"] if not item["present"]]
+    assert done.stdout.count("│ NO ") == len(absent)
+    flat = " ".join(done.stdout.replace("│", " ").split())
+    for item in absent:
+        assert f"Do: {item['remedy']}" in flat
+
+
+def test_check_leaves_the_namespace_as_it_was(lab: Lab, tmp_path: Path) -> None:
+    before = lab.client.run(["nft", "list", "ruleset"]).stdout
+    command(lab, "check", "--config", config_file(tmp_path, STRICT))
+    assert lab.client.run(["nft", "list", "ruleset"]).stdout == before == ""
+
+
+def test_check_works_beside_a_running_daemon(lab: Lab, ramnet: Ramnet) -> None:
+    """Its probes happen elsewhere: nothing is busy, nothing changes."""
+    daemon = ramnet.enforcing(CORP_REGISTRY)
+    before = table_without_times(lab)
+    done = daemon.cli("check", "--json", "--config", str(daemon.config_file))
+    assert done.returncode == 0
+    assert all(item["present"] for item in json.loads(done.stdout)["features"] if item["required"])
+    assert table_without_times(lab) == before
+    assert daemon.running
+
+
+def table_without_times(lab: Lab) -> str:
+    return lab.client.run(["nft", "-s", "-a", "list", "table", "inet", "ramnet"]).stdout
+
+
+# --- a configuration that this version cannot enforce
+
+UNSUPPORTED = {
+    "nothing configured": ("", ["no scope can be chosen by itself", "cgroup, mark, uid"]),
+    "auto": ('[scope]\nmode = "auto"\n', ["no scope can be chosen by itself"]),
+    "cgroup": ('[scope]\nmode = "cgroup"\n', ["scope 'cgroup' is not in this version"]),
+    "mark": ('[scope]\nmode = "mark"\n', ["scope 'mark' is not in this version"]),
+    "uid": ('[scope]\nmode = "uid"\n', ["scope 'uid' is not in this version"]),
+    "the default for weak scopes": ('[scope]\nmode = "netns"\n', ["weak = 'catalog'"]),
+    "weak catalog": ('[scope]\nmode = "netns"\nweak = "catalog"\n', ["weak = 'catalog'"]),
+    "weak refuse": ('[scope]\nmode = "netns"\nweak = "refuse"\n', ["weak = 'refuse'"]),
+    "hold": (f'{STRICT}\n[dns]\nmode = "hold"\n', ["DNS mode 'hold' is not in this version"]),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_enforced_is_refused_with_a_way_out(
+    lab: Lab, ramnet: Ramnet, name: str
+) -> None:
+    text, words = UNSUPPORTED[name]
+    daemon = ramnet(policy(CORP_REGISTRY), config=text, start=False)
+    daemon.start(wait=False)
+    assert daemon.wait() == 3
+    for expected in words:
+        assert expected in daemon.log
+    assert "hint: " in daemon.log
+    assert "ramnet.toml" in daemon.log
+    assert "Traceback" not in daemon.log
+    assert table(lab.client) == ""
+
+    checked = daemon.cli("check", "--json", "--config", str(daemon.config_file))
+    assert checked.returncode == 3
+    report = json.loads(checked.stdout)
+    assert (report["supported"], report["can_run"], report["modes"]) == (True, False, {})
+    assert all(expected in report["problem"] for expected in words)
+    assert report["hint"]
+
+
+def test_no_configuration_file_is_one_without_settings(ramnet: Ramnet) -> None:
+    daemon = ramnet(policy(CORP_REGISTRY), config=None, start=False)
+    daemon.start(wait=False)
+    assert daemon.wait() == 3
+    assert "no scope can be chosen by itself" in daemon.log
+
+
+@pytest.mark.parametrize("mode", ["auto", "observe"])
+def test_the_ways_to_follow_dns_that_there_are(ramnet: Ramnet, mode: str) -> None:
+    daemon = ramnet(policy(CORP_REGISTRY), config=f'{STRICT}\n[dns]\nmode = "{mode}"\n')
+    assert daemon.status()["dns"]["mode"] == "observe"
+
+
+# --- a kernel that cannot
+
+
+@pytest.mark.parametrize(
+    ("under", "words"),
+    [
+        (OLD_KERNEL, ["is older than 5.4"]),
+        (NO_NETFILTER, ["nftables: no rule can be loaded", "CONFIG_NF_TABLES"]),
+    ],
+    ids=["too old", "without nftables"],
+)
+def test_a_kernel_that_cannot_enforce_is_refused(
+    lab: Lab, tmp_path: Path, under: list[str], words: list[str]
+) -> None:
+    config = config_file(tmp_path, STRICT)
+    run = command(lab, "run", "--config", config, "--runtime-dir", str(tmp_path), under=under)
+    assert run.returncode == 3
+    for expected in ["this kernel cannot enforce", "hint: `ramnet check` shows", *words]:
+        assert expected in run.stderr
+    assert "Traceback" not in run.stderr
+    assert table(lab.client) == ""
+
+    checked = command(lab, "check", "--json", "--config", config, under=under)
+    assert checked.returncode == 3
+    report = json.loads(checked.stdout)
+    assert (report["supported"], report["can_run"]) == (False, False)
+    assert all(expected in report["problem"] for expected in words)
+    assert command(lab, "check", "--json", "--config", config).returncode == 0, "control"
+
+
+def test_each_missing_feature_says_what_it_costs_and_what_to_do(lab: Lab, tmp_path: Path) -> None:
+    config = config_file(tmp_path, STRICT)
+    done = command(lab, "check", "--json", "--config", config, under=NO_NETFILTER)
+    report = json.loads(done.stdout)
+    for item in report["features"]:
+        if item["feature"] in ELSEWHERE:
+            continue
+        assert item["present"] is False, item
+        assert item["evidence"], item
+        assert (item["cost_if_absent"] in report["problem"]) is item["required"]
+        assert (item["remedy"] in report["problem"]) or not item["required"]
+    shown = command(lab, "check", "--config", config, under=NO_NETFILTER)
+    assert shown.returncode == 3
+    flat = " ".join(shown.stdout.replace("│", " ").split())
+    for feature, need in NEEDS.items():
+        if feature not in ELSEWHERE:
+            assert f"{need.cost} (needs {need.option})." in flat
+            assert f"Do: {need.remedy}." in flat
+    assert "ramnet cannot run: this kernel cannot enforce" in flat
+
+
+# --- faults and exit codes
+
+FAULTY = {
+    "unknown key": (f'{STRICT}wek = "strict"\n', ["line 4: scope.wek", "weak"]),
+    "unknown table": (f"{STRICT}\n[scop]\n", ["scop", "scope"]),
+    "unknown choice": ('[scope]\nmode = "netn"\n', ["line 2: scope.mode", "netns"]),
+    "not TOML": ("scope: netns\n", ["line 1"]),
+    "two faults": (
+        '[scope]\nmode = 1\n\n[dns]\nservers = ["dns.example"]\n',
+        ["2 faults", "line 2: scope.mode", "dns.servers"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_a_faulty_configuration_is_told_with_its_places(
+    lab: Lab, tmp_path: Path, verb: str, name: str
+) -> None:
+    text, words = FAULTY[name]
+    path = config_file(tmp_path, text)
+    done = command(lab, verb, "--config", path)
+    assert done.returncode == 1
+    for expected in (path, *words):
+        assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert table(lab.client) == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["version"], 0, ""),
+        (["--help"], 0, ""),
+        (["run", "--polizy", "x"], 2, "No such option"),
+        (["chek"], 2, "No such command"),
+        (["explain"], 2, "Missing argument"),
+        (["status", "--runtime-dir", "/nonexistent"], 3, "not running"),
+        (["explain", "quay.io", "--policy", "/nonexistent"], 1, "does not exist"),
+        (["explain", "https://quay.io", "--policy", "/nonexistent"], 1, "hint: "),
+        (["check", "--config", "/proc/self/mem"], 1, "/proc/self/mem"),
+        (["check", "--config", "/"], 1, "cannot be read"),
+    ],
+)
+def test_exit_codes(lab: Lab, args: list[str], code: int, words: str) -> None:
+    done = command(lab, *args)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
