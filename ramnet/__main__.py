@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ramnet.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C is no error, not even while modules are being imported."""
+    try:
+        from ramnet.cli.main import main as run  # noqa: PLC0415 - see above
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

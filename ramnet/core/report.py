@@ -158,6 +158,10 @@ def _warnings(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
         found.append(f"policy rejected ({stands}): {engine.policy_problem}")
     if engine.table_problem:
         found.append(f"the kernel refused a newer ruleset: {engine.table_problem}")
+    found.append(
+        "scope netns judges docker-proxy as an engine: a port published on localhost that leads to"
+        " a judged port of a container is refused"
+    )
     if plan is not None and not plan.resolvers:
         found.append("no resolver can be reached: no name can be learned")
     if facts.lost:

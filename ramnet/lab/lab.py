@@ -34,7 +34,7 @@ from ramnet.lab.registry import Registries
 from ramnet.lab.sandbox import Sandbox
 
 PROGRAMS = (
-    *("busybox", "dnsmasq", "docker-registry", "ip", "mount", "nsenter", "openssl"),
+    *("busybox", "dnsmasq", "docker-registry", "ip", "mount", "nft", "nsenter", "openssl"),
     *("tcpdump", "unshare"),
 )
 ENGINE_PROGRAMS = ("docker", "dockerd", "iptables")

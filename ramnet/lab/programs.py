@@ -32,6 +32,7 @@ PACKAGES = {
     "ip": "iproute2",
     "iptables": "iptables",
     "mount": "mount",
+    "nft": "nftables",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "skopeo": "skopeo",
