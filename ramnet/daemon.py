@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ramnet import __version__
@@ -28,6 +29,7 @@ from ramnet.core.compiler import (
     Settings,
 )
 from ramnet.core.config import Config
+from ramnet.core.dns import DNS_PORT
 from ramnet.core.engine import Engine
 from ramnet.core.events import (
     Command,
@@ -52,7 +54,7 @@ from ramnet.core.modes import Modes, choose
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
 from ramnet.core.ruleset import Table, render_remove, render_replace, render_update
-from ramnet.errors import ControlError, HostError, PolicyError
+from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
@@ -66,8 +68,11 @@ from ramnet.host.probe import probe
 from ramnet.host.queue import NfQueue
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
+from ramnet.host.sockets import owners_of
 
 TICK_SECONDS = 1.0
+# Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
+OWNERS_EVERY = round(2 / POLL_SECONDS)
 # The heartbeat of mode hold: three in the time that the kernel waits for one.
 HEARTBEAT_SECONDS = ALIVE_SECONDS / 3.5
 # How long set updates in line may take before a policy change gives up and is tried again.
@@ -205,7 +210,8 @@ class Daemon:
         """Put the whole table in place, with every lease; nothing may be learned meanwhile."""
         with self._lock:
             self._nft.apply(render_replace(table))
-            self._elements.refresh_alive()
+            if self._holder is not None:
+                self._elements.refresh_alive()
             if self._modes.rung is Rung.COMPAT:
                 self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
             self._identity = self._elements.identity()
@@ -293,6 +299,12 @@ class Daemon:
 
     async def _work(self, routes: Routes) -> None:
         """Run the workers until one is told to stop; a worker that fails ends the daemon."""
+        try:
+            await self._workers(routes)
+        except* RamnetError as group:
+            raise _first(group) from group
+
+    async def _workers(self, routes: Routes) -> None:
         async with asyncio.TaskGroup() as group:
             workers = [
                 group.create_task(self._names.run()),
@@ -329,13 +341,20 @@ class Daemon:
         files = [FollowedFile(resolvconf.PATH), FollowedFile(resolvconf.UPSTREAMS)]
         while True:
             await self._find_resolvers(routes)
-            while True:
+            owners = self._owners()
+            for turn in count(1):
                 await asyncio.sleep(POLL_SECONDS)
                 moved = [file.changed() for file in files]  # every one is to be looked at
+                if turn % OWNERS_EVERY == 0:
+                    moved.append(self._owners() != owners)
                 if routes.changed.is_set() or any(moved):
                     break
             await asyncio.sleep(SETTLE_SECONDS)
             routes.changed.clear()
+
+    def _owners(self) -> list[frozenset[int]]:
+        """Return who answers for each resolver on this machine; it may be restarted any time."""
+        return [owners_of(server, DNS_PORT) for server in self._engine.local_resolvers]
 
     async def _find_resolvers(self, routes: Routes) -> None:
         servers = self._config.dns.servers or resolvconf.read()
@@ -411,6 +430,12 @@ class Daemon:
         log(Level.WARNING, "off: the rules were removed by root; nothing is enforced any more")
         self._stop.set()
         return {"removed": True}
+
+
+def _first(group: BaseExceptionGroup[RamnetError]) -> RamnetError:
+    """Return one error of a group: the command line tells one, the log has the rest."""
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 def log(level: Level, message: str) -> None:

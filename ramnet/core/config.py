@@ -150,7 +150,7 @@ class Limits(_Table):
     # S3 answers with other addresses every few seconds: some six hundred over the shortest lease.
     leases_per_name: Annotated[int, whole(8, 65_536)] = 1_024
     # A few seconds of a busy resolver; one source port each, so more than 65,536 is no use.
-    pending_queries: Annotated[int, whole(64, 65_536)] = 4_096
+    pending_queries: Annotated[int, whole(64, 65_536)] = 16_384
     # Polite to a home router's resolver, and 10,000 names still take less than a minute.
     resolve_concurrency: Annotated[int, whole(1, 256)] = 16
     # More exact names than any organisation lists by hand; the rest are learned when used.

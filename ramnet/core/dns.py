@@ -32,6 +32,8 @@ from ramnet.errors import WireError
 IPAddress = IPv4Address | IPv6Address
 Payload = bytes | bytearray | memoryview
 
+DNS_PORT: Final = 53
+
 TYPE_A: Final = 1
 TYPE_CNAME: Final = 5
 TYPE_AAAA: Final = 28

@@ -114,6 +114,12 @@ class Engine:
         return self._applied
 
     @property
+    def local_resolvers(self) -> tuple[Addr, ...]:
+        """The trusted resolvers that are sockets of this machine."""
+        found = self._wanted.resolvers
+        return tuple(item.address for item in found if item.owners is not None)
+
+    @property
     def state(self) -> State:
         """Summarise: what is enforced, never what is only wanted."""
         if self._applied is None:

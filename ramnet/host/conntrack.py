@@ -15,9 +15,8 @@ from pyroute2 import AsyncConntrack
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
+from ramnet.core.dns import DNS_PORT
 from ramnet.host.resolvconf import Server
-
-DNS_PORT = 53
 
 
 async def responder_of(server: Server) -> Server | None:

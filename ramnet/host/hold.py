@@ -110,6 +110,11 @@ class Holder:
         self._work.put(None)
         for thread in self._threads:
             thread.join()
+        for ident in list(self._held):
+            self._queue.accept(ident)
+        while (queued := self._queue.receive()) is not None:
+            self._queue.accept(queued.ident)
+        self._queue.close()
         os.close(self._wake)
         os.close(self._waker)
 

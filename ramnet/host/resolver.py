@@ -18,13 +18,12 @@ from itertools import count
 
 from dnslib import EDNS0, DNSRecord
 
-from ramnet.core.dns import TYPE_A, TYPE_AAAA, Answer, parse_answer
+from ramnet.core.dns import DNS_PORT, TYPE_A, TYPE_AAAA, Answer, parse_answer
 from ramnet.core.events import Addr, Resolved, Unresolved
 from ramnet.core.names import HostName
 from ramnet.errors import WireError
 from ramnet.host.resolvconf import Server, without_zone
 
-DNS_PORT = 53
 # What DNS flag day 2020 settled on: never fragmented on the usual paths.
 UDP_PAYLOAD = 1232
 # A server that has not answered by then is asked again, or the next one is.

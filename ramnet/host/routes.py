@@ -12,8 +12,9 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ramnet.core.compiler import Resolver
+from ramnet.core.dns import DNS_PORT
 from ramnet.errors import HostError
-from ramnet.host.conntrack import DNS_PORT, responder_of
+from ramnet.host.conntrack import responder_of
 from ramnet.host.resolvconf import Server, without_zone
 from ramnet.host.sockets import owners_of
 
