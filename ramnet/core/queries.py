@@ -18,6 +18,7 @@ _DNS_HEADER: Final = 12
 _UDP_HEADER: Final = 8
 _QR: Final = 0x80
 _ONE_QUESTION: Final = b"\x00\x01"
+_NONE: Final[deque[bytes]] = deque()
 
 
 class QueryLog:
@@ -51,15 +52,19 @@ class QueryLog:
         """Tell whether a query with this ID and question left in the other direction.
 
         ``question`` is the answer's: name, type and class. Case does not count: clients mix it
-        against spoofing and most, but not all, servers repeat it.
+        against spoofing and most, but not all, servers repeat it. Over UDP a query has one answer:
+        what was found is not found again. (A TCP segment may hold several queries.)
         """
         self.expire(now)
         flow = answer.reverse
         port = flow.source_port.to_bytes(2, "big")
         wanted = question.lower()
         for key in (port + ident.to_bytes(2, "big"), port):
-            for packet in self._copies.get(key, ()):
+            copies = self._copies.get(key, _NONE)
+            for index, packet in enumerate(copies):
                 if _is_query(packet, flow, ident, wanted):
+                    if key is not port:
+                        copies[index] = b""  # its place is kept for the order of forgetting
                     return True
         return False
 
