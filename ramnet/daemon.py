@@ -175,25 +175,37 @@ class Daemon:
                 event = self._events.popleft()
                 with self._lock:
                     commands = self._engine.handle(event, time.monotonic())
-                    # Under the same lock: nobody may take a lease for known before it is in line.
                     for command in commands:
-                        if isinstance(command, WriteLeases):
-                            self._write(command)
+                        self._execute_locked(command)
                 for command in commands:
                     self._execute(command)
         finally:
             self._working = False
 
+    def _execute_locked(self, command: Command) -> None:
+        """Carry out what must happen before anything else is learned.
+
+        A lease is in line to be written before it counts as known, and a whole table holds every
+        lease that counts.
+        """
+        match command:
+            case WriteLeases():
+                self._write(command)
+            case LoadTable(before=None):
+                self._load(command)
+            case _:
+                pass
+
     def _execute(self, command: Command) -> None:
         match command:
-            case LoadTable():
+            case LoadTable(before=Table()):
                 self._load(command)
-            case WriteLeases():
-                pass  # done under the lock
             case ResolveNames():
                 self._names.set_names(command.names)
             case Log():
                 log(command.level, command.message)
+            case _:
+                pass  # done under the lock
 
     def _load(self, command: LoadTable) -> None:
         try:
@@ -207,15 +219,13 @@ class Daemon:
             self._events.appendleft(TableLoaded())
 
     def _replace(self, table: Table) -> None:
-        """Put the whole table in place, with every lease; nothing may be learned meanwhile."""
-        with self._lock:
-            self._nft.apply(render_replace(table))
-            if self._holder is not None:
-                self._elements.refresh_alive()
-            if self._modes.rung is Rung.COMPAT:
-                self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
-            self._identity = self._elements.identity()
+        """Put the whole table in place, with every lease in it."""
+        self._nft.apply(render_replace(table))
+        if self._modes.rung is Rung.COMPAT:
+            self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
+        self._identity = self._elements.identity()
         if self._holder is not None:
+            self._elements.refresh_alive()
             self._holder.table_is_back()
 
     def _update(self, before: Table, command: LoadTable) -> None:

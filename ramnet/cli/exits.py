@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -49,7 +50,9 @@ def print_error(error: RamnetError) -> None:
 
 def print_json(value: object) -> None:
     """Write a JSON document to stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # A path that is not UTF-8 holds lone surrogates; they are written as JSON escapes.
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def require_root(what: str) -> None:

@@ -51,7 +51,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RamnetError as err:
         print_error(err)
         sys.exit(exit_code_of(err))
-    except BrokenPipeError:  # the reader of our output has gone: `ramnet status | head -1`
-        sys.stderr.close()
-        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -55,7 +55,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console  # noqa: PLC0415 - only where something is drawn
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     policy, dns, scope = report["policy"], report["dns"], report["scope"]
     console.print(f"state      {report['state']}", markup=False)
     console.print(f"policy     {policy['organization'] or 'none'}  {policy['digest'] or ''}")

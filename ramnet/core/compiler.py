@@ -141,9 +141,10 @@ def _patterns_of(entry: RegistryEntry, catalog: Catalog) -> Iterator[tuple[HostP
     ports = _ports_of(entry)
     if address.pattern is not None and address.pattern.name != LOCALHOST:
         known = catalog.lookup(address.pattern)
-        if known is None:
+        # The catalogue speaks of HTTPS; on a port of its own a name is only what it says.
+        if known is None or address.port not in (None, HTTPS) or address.any_port:
             yield address.pattern, Grant(ports, text, "policy: registry.address")
-        else:
+        if known is not None and (address.any_port or address.port in (None, HTTPS)):
             for host in known.hosts:
                 via = f"catalogue: {host.role} host of {known.key}"
                 yield host.pattern, Grant(host.ports, text, via)

@@ -107,6 +107,8 @@ class Engine:
         self.policy_problem = ""
         self.table_problem = ""
         self.repairs = 0
+        # Whether what is in force may have gone from the kernel.
+        self.lost = False
 
     @property
     def applied(self) -> Plan | None:
@@ -122,7 +124,7 @@ class Engine:
     @property
     def state(self) -> State:
         """Summarise: what is enforced, never what is only wanted."""
-        if self._applied is None:
+        if self._applied is None or self.lost:
             return State.OFF
         if self._applied.policy is None:
             return State.LOCKED_DOWN
@@ -134,7 +136,7 @@ class Engine:
         """Take one event in and return what is to be done, in order."""
         match event:
             case QueryCopy():
-                self.learner.queries.add(event.packet, now)
+                self.learner.query(event.packet, now)
                 return []
             case AnswerCopy():
                 return _commands(self.learner.packet(event.packet, now))
@@ -151,7 +153,7 @@ class Engine:
                         self.learner.leases.restore(
                             held.address, held.port, name, held.seconds, now
                         )
-                return self._load(now)
+                return self._load(self._wanted, now)
             case PolicyRead():
                 return self._policy_read(event, now)
             case PolicyRejected():
@@ -179,10 +181,11 @@ class Engine:
         if event.problem == self.policy_problem:
             return []
         self.policy_problem = event.problem
-        if self._wanted.policy is None:
+        stood = self._applied if self._applied is not None else self._wanted
+        if stood.policy is None:
             stands = "no policy was valid yet: every judged connection is refused"
         else:
-            stands = f"the policy {self._wanted.digest} stays in force"
+            stands = f"the policy {stood.digest} stays in force"
         return [Log(Level.ERROR, f"policy rejected; {stands}: {event.problem}")]
 
     def _resolvers_found(self, event: ResolversFound, now: float) -> list[Command]:
@@ -196,11 +199,10 @@ class Engine:
         """Load what is wanted now; before the start, everything is gathered first."""
         if self._applied is None:
             return []
-        return self._update(now) if self._retry_at is None else self._load(now)
+        return self._update(now) if self._retry_at is None else self._load(self._wanted, now)
 
-    def _load(self, now: float) -> list[Command]:
+    def _load(self, plan: Plan, now: float) -> list[Command]:
         """Put the whole table in place, with every lease in it."""
-        plan = self._wanted
         self._updating = False
         held = self._held(plan.allowed, now)
         table = self._compile(plan, held)
@@ -243,7 +245,11 @@ class Engine:
             return []
         before = self._applied
         plan, self._table = self._loading
-        self._loading, self._retry_at, self.table_problem = None, None, ""
+        self._loading, self.lost = None, False
+        if plan is self._wanted:
+            self._retry_at, self.table_problem = None, ""
+        else:  # what stood is back; what is wanted is still to come
+            self._retry_at = now + RETRY_SECONDS
         self._applied = plan
         allowed = plan.allowed
         self.learner.permit(allowed)
@@ -254,7 +260,7 @@ class Engine:
         self._resolved = {
             name: known for name, known in self._resolved.items() if allowed.ports_of(name)
         }
-        commands: list[Command] = []
+        commands: list[Command] = self._open_new_ports(now) if before is not None else []
         if before is None or before.digest != plan.digest:
             commands.append(Log(Level.INFO, _announce(plan)))
         if before is None or before.allowed is not allowed:
@@ -269,7 +275,7 @@ class Engine:
         if self._updating:
             self.repairs += 1
             why = f"the ruleset could not be changed ({problem}); loading the whole table again"
-            return [Log(Level.WARNING, why), *self._load(now)]
+            return [Log(Level.WARNING, why), *self._load(self._wanted, now)]
         self._loading = None
         if self._applied is not None:
             self.learner.permit(self._applied.allowed)
@@ -280,11 +286,16 @@ class Engine:
         return [Log(Level.ERROR, f"the kernel refused the ruleset: {problem}")]
 
     def _table_lost(self, problem: str, now: float) -> list[Command]:
-        """Put the table back at once; while that fails, at the pace of retries."""
-        if self._applied is None or self._retry_at is not None:
+        """Put back what was in force at once; while that fails, at the pace of retries.
+
+        Not what is wanted: the kernel may be refusing that.
+        """
+        if self._applied is None or self.lost:
             return []
+        self.lost = True
         self.repairs += 1
-        return [Log(Level.WARNING, f"{problem}; loading the whole table again"), *self._load(now)]
+        why = f"{problem}; loading the whole table again"
+        return [Log(Level.WARNING, why), *self._load(self._applied, now)]
 
     def _tick(self, event: Tick, now: float) -> list[Command]:
         self.learner.leases.expire(now)
@@ -297,7 +308,8 @@ class Engine:
             return self._reload(now)
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = now + RETRY_SECONDS
-            return self._load(now)
+            stood = self._applied if self.lost else None
+            return self._load(stood or self._wanted, now)
         return []
 
     # DNS
@@ -319,6 +331,18 @@ class Engine:
         for known in self._resolved.get(event.name, {}).values():
             if now - known.at <= self._limits.lease_max_seconds:
                 commands += self._teach(event.name, known.addresses, 0, now)
+        return commands
+
+    def _open_new_ports(self, now: float) -> list[Command]:
+        """Open what is known of the names whose ports are more than they were.
+
+        The resolver keeps its pace for a name that it has, and would tell again within the hour.
+        """
+        commands: list[Command] = []
+        for name, families in self._resolved.items():
+            for known in families.values():
+                if now - known.at <= self._limits.lease_max_seconds:
+                    commands += self._teach(name, known.addresses, 0, now)
         return commands
 
     def _teach(

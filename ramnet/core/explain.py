@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from ramnet.core.compiler import HTTPS, LOCALHOST, AllowList, Grant
 from ramnet.core.leases import Lease, LeaseTable
@@ -61,12 +61,9 @@ def parse_target(text: str) -> Target:
     word = text.strip()
     if "/" in word:
         return _of_address(word, parse_reference(word).wire)
-    try:
-        return Target(word, None, ip_address(word.strip("[]")), HTTPS)
-    except ValueError:
-        pass
     host, _, port = word.partition(":")
-    if word.startswith("[") or "." in host or host == LOCALHOST or port.isdigit():
+    bare_ipv6 = word.count(":") > 1 and "@" not in word
+    if word.startswith("[") or "." in host or host == LOCALHOST or port.isdigit() or bare_ipv6:
         return _of_address(word, parse_address(word))
     return _of_address(word, parse_reference(word).wire)
 
@@ -119,7 +116,8 @@ def _explain_address(
     for lease in held:
         if lease.port == target.port and lease.names:
             name = lease.names[0]
-            registry = next((grant.registry for grant in allowed.names.find(name)), "")
+            grants_of = (g for g in allowed.names.find(name) if _covers(g, lease.port))
+            registry = next((grant.registry for grant in grants_of), "")
             return Explanation(target, f"DNS: {name} led to it", registry, (lease,))
     if grants:
         return _other_port(target, grants, allowed)

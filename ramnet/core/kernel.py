@@ -134,9 +134,9 @@ NEEDS: Mapping[Feature, Need] = {
     ),
     Feature.CT_MARK: Need(
         required=True,
-        option="CONFIG_NF_CONNTRACK_MARK",
+        option="CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_MARK",
         cost="DNS answers cannot be tied to queries: nothing could be learned safely",
-        remedy="run a kernel that has the option",
+        remedy=_LOAD.format("nft_ct") + "; " + _WSL,
     ),
     Feature.CT_ORIGINAL: Need(
         required=True,

@@ -89,6 +89,12 @@ class Learner:
             ports = found if ports is None else ports & found
         return ports or frozenset()
 
+    def query(self, packet: bytes, now: float) -> None:
+        """Keep the copy of a query whose answer could teach; others would only push those out."""
+        start = udp_payload_at(packet)
+        if start is None or self._allows(packet, start):
+            self.queries.add(packet, now)
+
     def concerns(self, packet: bytes, now: float) -> bool:
         """Tell whether a packet with an answer needs a look: the hot path, without any lock.
 
@@ -100,14 +106,20 @@ class Learner:
             return True
         if self._settled.get(packet[start + 2 :], 0.0) > now:
             return False
+        return self._allows(packet, start)
+
+    def _allows(self, packet: bytes, start: int) -> bool:
+        """Tell whether the question of the message at ``start`` is for a name that is allowed."""
         # No label of a host name holds a zero, so the name ends at the first.
         name = packet[start + _DNS_HEADER : packet.find(b"\0", start + _DNS_HEADER) + 1]
-        known = self._names.get(name)
+        # Held on to: a policy change in another thread puts a new dict in the place of this one.
+        names = self._names
+        known = names.get(name)
         if known is None:
             known = self._is_allowed(name)
-            if len(self._names) >= MAX_NAMES:
-                self._names = {}
-            self._names[name] = known
+            if len(names) >= MAX_NAMES:
+                names.clear()
+            names[name] = known
         return known
 
     def settled(self, packet: bytes, now: float) -> None:

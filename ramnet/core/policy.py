@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -236,8 +236,8 @@ class Policy(_Table):
 _KNOWN: dict[tuple[str, ...], tuple[str, ...]] = {
     (): tuple(Policy.model_fields),
     ("support",): tuple(Support.model_fields),
-    ("registry",): tuple(RegistryEntry.__dataclass_fields__),
-    ("destination",): tuple(DestinationEntry.__dataclass_fields__),
+    ("registry",): tuple(field.name for field in fields(RegistryEntry)),
+    ("destination",): tuple(field.name for field in fields(DestinationEntry)),
     ("enforcement",): tuple(Enforcement.model_fields),
 }
 

@@ -77,21 +77,25 @@ def _take(stream: _Stream, sequence: int, payload: bytes) -> bool:
         payload = payload[known:]
         ahead = 0
     if ahead:
-        if ahead > MAX_WAITING or len(stream.early) >= MAX_EARLY:
+        waiting = sum(map(len, stream.early.values())) + len(payload)
+        if max(ahead, waiting) > MAX_WAITING or len(stream.early) >= MAX_EARLY:
             return False
         kept = stream.early.get(sequence, b"")
         stream.early[sequence] = max(kept, payload, key=len)
         return True
+    _append(stream, payload)
+    while stream.early and len(stream.buffer) <= MAX_WAITING:
+        start = min(stream.early, key=lambda at: (at - stream.next + _HALF) % _WRAP)
+        known = (stream.next - start) % _WRAP
+        if known >= _HALF:  # begins behind a gap that is still open
+            break
+        _append(stream, stream.early.pop(start)[known:])
+    return len(stream.buffer) <= MAX_WAITING
+
+
+def _append(stream: _Stream, payload: bytes) -> None:
     stream.buffer += payload
     stream.next = (stream.next + len(payload)) % _WRAP
-    if len(stream.buffer) > MAX_WAITING:
-        return False
-    for start in sorted(stream.early, key=lambda at: (at - stream.next + _HALF) % _WRAP):
-        if (start - stream.next) % _WRAP in range(1, _HALF):
-            break
-        if not _take(stream, start, stream.early.pop(start)):
-            return False
-    return True
 
 
 def _messages(buffer: bytearray) -> list[bytes]:

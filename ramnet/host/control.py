@@ -54,7 +54,7 @@ class ControlServer:
             self.path.chmod(0o666)  # anyone may ask for the status
         except OSError as err:
             raise HostError(
-                f"control socket {self.path}: {err.strerror}",
+                f"control socket {self.path}: {err.strerror or err}",
                 hint="--runtime-dir names a directory that root can write to",
             ) from err
 
@@ -131,13 +131,15 @@ def ask(runtime_dir: str, verb: str, **arguments: Any) -> dict[str, Any]:
             with client.makefile("rb") as stream:
                 line = stream.readline(MAX_ANSWER)
             answer = json.loads(line)
+            result = answer["result"] if answer["ok"] else answer["error"]
         except (FileNotFoundError, ConnectionRefusedError):
             raise
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
             raise ControlError(
                 f"the daemon does not answer on {path}: {err}", hint="see its log"
             ) from err
-    if not answer.get("ok"):
-        raise ControlError(str(answer.get("error")), hint=str(answer.get("hint", "")))
-    result: dict[str, Any] = answer["result"]
+    if not answer["ok"]:
+        raise ControlError(str(result), hint=str(answer.get("hint", "")))
+    if not isinstance(result, dict):
+        raise ControlError(f"the daemon does not answer on {path}", hint="see its log")
     return result

@@ -61,7 +61,7 @@ NFPROTO_INET = 1
 _NFGEN_INET = netlink.NFGEN.pack(NFPROTO_INET, 0, 0)
 
 # nft prints and accepts comments of at most 128 bytes (NFTNL_UDATA_COMMENT_MAXLEN), with the NUL.
-COMMENT_BYTES = 127
+COMMENT_BYTES = 128
 # One netlink datagram must fit the send buffer (212,992 bytes by default); an add-delete-add of an
 # IPv6 element with its comment takes about 600 bytes.
 BATCH_ELEMENTS = 128

@@ -67,10 +67,14 @@ def read_limited(path: str, limit: int) -> bytes:
     try:
         # Not blocking: a named pipe in the place of a policy must not hang the daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
+            # Before fdopen, which refuses a directory and leaves the descriptor open.
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise HostError(f"{path} is not a regular file")
-            data = file.read(limit + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as err:
         raise HostError(f"{path} does not exist") from err
     except OSError as err:

@@ -178,10 +178,10 @@ class Holder:
     def _take_queries(self) -> None:
         """Note the queries that have left. Their copies were made before any answer came."""
         now = time.monotonic()
-        add = self._learner.queries.add
+        note = self._learner.query
         for copy in self._queries.read():
             if isinstance(copy, QueryCopy):
-                add(copy.packet, now)
+                note(copy.packet, now)
             else:
                 self._learn_late(copy, now)
 

@@ -96,8 +96,9 @@ def _probe_here() -> dict[Feature, Evidence]:
         try:
             seen = attempt(nft) if attempt is not None else _try(nft, _TRIALS[feature])
             found[feature] = Evidence(feature, present=True, evidence=seen)
-        except HostError as err:
-            found[feature] = Evidence(feature, present=False, evidence=err.message)
+        except (HostError, OSError) as err:
+            why = err.message if isinstance(err, HostError) else str(err)
+            found[feature] = Evidence(feature, present=False, evidence=why)
         finally:
             _clear(nft)
     return found

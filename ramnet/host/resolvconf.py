@@ -26,8 +26,12 @@ def parse(text: str) -> tuple[Server, ...]:
     A zone (``fe80::1%eth0``) stays with its address. Lines that do not parse are passed over, as
     the C library does; without any server it asks this machine, so loopback is the answer.
     """
+    return _listed(text) or (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+
+def _listed(text: str) -> tuple[Server, ...]:
     found: dict[Server, None] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines(): to the C library nothing else ends a line
         keyword, *values = line.split() or [""]
         if keyword != "nameserver" or not values:
             continue
@@ -35,8 +39,6 @@ def parse(text: str) -> tuple[Server, ...]:
             found.setdefault(ip_address(values[0]))
         except ValueError:
             continue
-    if not found:
-        return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
     return tuple(found)[:MAX_SERVERS]
 
 
@@ -61,4 +63,4 @@ def upstreams(servers: tuple[Server, ...], path: str = UPSTREAMS) -> tuple[Serve
         text = read_limited(path, MAX_BYTES).decode("utf-8", "replace")
     except HostError:
         return ()
-    return tuple(server for server in parse(text) if server not in STUBS)
+    return tuple(server for server in _listed(text) if server not in STUBS)

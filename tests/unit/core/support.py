@@ -1,9 +1,10 @@
-"""What the tests of the core share: policies, DNS packets, and an engine with a pretended kernel."""
+"""What tests of the core share: policies, DNS packets, an engine with a pretended kernel."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -11,17 +12,18 @@ import dnslib
 
 from ramnet import __version__
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import AllowList, Marks, Resolver, allow_list
+from ramnet.core.compiler import AllowList, Resolver, Rung, Settings, allow_list
 from ramnet.core.config import Limits
 from ramnet.core.engine import Engine
 from ramnet.core.events import (
     Addr,
+    AnswerCopy,
     Command,
-    DnsPacket,
     Event,
     LoadTable,
     Log,
     PolicyRead,
+    QueryCopy,
     ResolversFound,
     Started,
     TableLoaded,
@@ -33,10 +35,10 @@ from ramnet.core.policy import Policy, parse_policy, policy_digest
 
 CATALOG = load_catalog()
 TODAY = date(2026, 3, 1)
-MARKS = Marks(0x0100_0000, 1024)
+SETTINGS = Settings(0x0100_0000, 1024, Rung.OBSERVE)
 SERVER = IPv4Address("192.0.2.53")
 CLIENT = IPv4Address("192.0.2.10")
-RESOLVERS = (Resolver(SERVER, 2),)
+RESOLVERS = (Resolver(SERVER, 2, 2),)
 
 
 def policy(*addresses: str, more: str = "") -> Policy:
@@ -58,26 +60,53 @@ def host(name: str) -> HostName:
     return HostName(name)
 
 
-def query(name: str, qtype: str = "A", *, ident: int = 7, port: int = 40_000) -> DnsPacket:
-    """A client's query as the kernel copies it."""
+def udp(source: Addr, source_port: int, target: Addr, target_port: int, payload: bytes) -> bytes:
+    """An IP packet as the kernel copies it; checksums are not looked at."""
+    size = 8 + len(payload)
+    body = struct.pack("!HHHH", source_port, target_port, size, 0) + payload
+    if isinstance(source, IPv6Address):
+        head = struct.pack("!IHBB", 6 << 28, size, 17, 64)
+    else:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, 64, 17, 0)
+    return head + source.packed + target.packed + body
+
+
+def question(name: str, qtype: str = "A", *, ident: int = 7) -> bytes:
     record = dnslib.DNSRecord.question(name, qtype)
     record.header.id = ident
-    return _packet(record, port, query=True)
+    return bytes(record.pack())
 
 
-def answer(
-    name: str, *addresses: str, qtype: str = "A", ident: int = 7, port: int = 40_000, ttl: int = 60
-) -> DnsPacket:
-    """The resolver's answer to ``query`` with the same arguments."""
+def reply(name: str, *addresses: str, qtype: str = "A", ident: int = 7, ttl: int = 60) -> bytes:
     record = dnslib.DNSRecord.question(name, qtype).reply()
     record.header.id = ident
     for address in addresses:
         record.add_answer(*dnslib.RR.fromZone(f"{name} {ttl} IN {qtype} {address}"))
-    return _packet(record, port, query=False)
+    return bytes(record.pack())
 
 
-def _packet(record: dnslib.DNSRecord, port: int, *, query: bool) -> DnsPacket:
-    return DnsPacket(query, SERVER, 53, CLIENT, port, 2, bytes(record.pack()))
+def query(name: str, qtype: str = "A", *, ident: int = 7, port: int = 40_000) -> QueryCopy:
+    """A client's query as it leaves."""
+    return QueryCopy(udp(CLIENT, port, SERVER, 53, question(name, qtype, ident=ident)))
+
+
+def answer(
+    name: str,
+    *found: str,
+    qtype: str = "A",
+    ident: int = 7,
+    port: int = 40_000,
+    ttl: int = 60,
+) -> AnswerCopy:
+    """The resolver's answer to ``query`` with the same arguments."""
+    return told(reply(name, *found, qtype=qtype, ident=ident, ttl=ttl), port=port)
+
+
+def told(
+    payload: bytes, *, server: Addr = SERVER, client: Addr = CLIENT, port: int = 40_000
+) -> AnswerCopy:
+    """These octets as an answer."""
+    return AnswerCopy(udp(server, 53, client, port, payload))
 
 
 def ip(text: str) -> IPv4Address | IPv6Address:
@@ -110,7 +139,7 @@ class Story:
     refuses: str = ""
 
     def __post_init__(self) -> None:
-        self.engine = Engine(CATALOG, self.limits, MARKS, TODAY)
+        self.engine = Engine(CATALOG, self.limits, SETTINGS, TODAY)
 
     def tell(self, event: Event, now: float = 0.0) -> list[Command]:
         """Hand one event in, answer each LoadTable, and return every command that came of it."""
@@ -119,8 +148,8 @@ class Story:
         while waiting:
             commands = self.engine.handle(waiting.pop(0), now)
             said += commands
-            for _ in loads(commands):
-                waiting.append(TableRefused(self.refuses) if self.refuses else TableLoaded())
+            taken = TableRefused(self.refuses) if self.refuses else TableLoaded()
+            waiting += [taken] * len(loads(commands))
         return said
 
     def start(self, found: Policy | None, now: float = 0.0) -> list[Command]:
@@ -136,12 +165,7 @@ class Story:
         return self.tell(answer(name, *addresses, ttl=ttl), now)
 
     def held(self, now: float = 0.0) -> set[tuple[str, int]]:
-        return {(str(lease.ip), lease.port) for lease in self.engine.leases.snapshot(now)}
-
-
-def on_port(packet: DnsPacket, **changes: object) -> DnsPacket:
-    """The same packet with other ends."""
-    return replace(packet, **changes)  # type: ignore[arg-type]
+        return {(str(lease.ip), lease.port) for lease in self.engine.learner.leases.snapshot(now)}
 
 
 def addresses(*texts: str) -> tuple[Addr, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 from ramnet.core.compiler import (
     HELD,
+    IMPOSTERS,
     NFLOG_GROUP,
     PRIORITY,
     REFUSED,
@@ -16,18 +17,25 @@ from ramnet.core.compiler import (
     TABLE,
     Grant,
     Held,
-    Marks,
     Resolver,
+    Rung,
+    Settings,
     compile_table,
     element_of,
 )
-from ramnet.core.policy import Policy
+from ramnet.core.policy import ClassMode, Policy
 from ramnet.core.ruleset import Chain, Counter, Hook, Table
-from tests.unit.core.support import CATALOG, MARKS, RESOLVERS, TODAY, allowed, host, ip, policy
+from tests.unit.core.support import CATALOG, RESOLVERS, SETTINGS, TODAY, allowed, host, ip, policy
 
 
-def compiled(found: Policy | None, *held: Held) -> Table:
-    return compile_table(allowed(found), RESOLVERS, held, MARKS)
+def compiled(
+    found: Policy | None,
+    *held: Held,
+    settings: Settings = SETTINGS,
+    resolvers: tuple[Resolver, ...] = RESOLVERS,
+    containers: ClassMode = ClassMode.OFF,
+) -> Table:
+    return compile_table(allowed(found), resolvers, held, settings, containers)
 
 
 def elements(table: Table) -> dict[str, tuple[str, ...]]:
@@ -134,7 +142,7 @@ def test_localhost_is_the_loopback_networks_and_no_name_to_resolve() -> None:
     assert found.ports_of(host("localhost")) == frozenset()
     for address in ("127.0.0.1", "127.9.9.9", "::1"):
         (grant,) = found.grants_for(ip(address))
-        assert grant.ports == {5000}
+        assert grant.ports == frozenset({5000})
     assert list(found.grants_for(ip("::2"))) == []
     assert list(found.grants_for(ip("128.0.0.1"))) == []
 
@@ -173,7 +181,7 @@ def test_an_expired_entry_counts_for_nothing() -> None:
 def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
     table = compiled(None)
     assert (table.name, table.flags) == (TABLE, ())
-    assert table.counters == (Counter(REFUSED), Counter(HELD))
+    assert table.counters == (Counter(REFUSED), Counter(HELD), Counter(IMPOSTERS))
     assert elements(table) == {
         "judged": ("80", "443", "5000"),
         "allow4": (),
@@ -182,31 +190,39 @@ def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
         "seen6": (),
         "resolvers4": ("192.0.2.53 . 2",),
         "resolvers6": (),
+        "answerers4": ("192.0.2.53 . 2",),
+        "answerers6": (),
+        "alive": (),
+        "caches4": (),
+        "caches6": (),
     }
     assert rules(table, "judge") == [
         "tcp dport != @judged accept",
         "ip daddr . tcp dport @allow4 accept",
         "ip6 daddr . tcp dport @allow6 accept",
-        "ip saddr . ip daddr . tcp sport . tcp dport != @seen4 add @seen4"
-        " { ip saddr . ip daddr . tcp sport . tcp dport } counter name held_first_syn drop",
-        "ip6 saddr . ip6 daddr . tcp sport . tcp dport != @seen6 add @seen6"
-        " { ip6 saddr . ip6 daddr . tcp sport . tcp dport } counter name held_first_syn drop",
+        *(
+            f"{key} != {seen} add {seen} {{ {key} }} counter name held_first_syn drop"
+            for key, seen in (
+                ("ip saddr . ip daddr . tcp sport . tcp dport", "@seen4"),
+                ("ip6 saddr . ip6 daddr . tcp sport . tcp dport", "@seen6"),
+            )
+        ),
         "counter name refused meta l4proto tcp reject with tcp reset",
     ]
 
 
 def test_queries_and_answers_are_tied_together_by_the_mark() -> None:
-    table = compile_table(allowed(None), RESOLVERS, (), Marks(0x40, 256))
+    table = compiled(None, settings=Settings(0x40, 256, Rung.OBSERVE))
     queries, answers = rules(table, "output"), rules(table, "answers")
     assert queries[0] == (
-        "udp dport 53 ip daddr . oif @resolvers4"
-        f" ct mark set ct mark or 0x00000040 log group {NFLOG_GROUP}"
+        "udp dport 53 ip daddr . oif @resolvers4 ct mark set ct mark or 0x00000040"
+        f" log group {NFLOG_GROUP} snaplen 512"
     )
-    assert queries[2] == "tcp flags & (fin|syn|rst|ack) == syn jump judge"
-    assert answers[1] == (
-        "meta l4proto udp ct direction reply ct original proto-dst 53"
-        " ct mark and 0x00000040 == 0x00000040 ct original ip6 daddr . iif @resolvers6"
-        f" log group {NFLOG_GROUP}"
+    assert queries[-1] == "tcp flags & (fin|syn|rst|ack) == syn jump judge"
+    assert answers[-1] == (
+        "meta l4proto tcp ct direction reply ct original proto-dst 53"
+        " ct mark and 0x00000040 == 0x00000040 ct original ip6 daddr . iif @answerers6"
+        " jump believed"
     )
     for name, hook in (("output", Hook.OUTPUT), ("answers", Hook.INPUT)):
         assert (chain(table, name).hook, chain(table, name).priority) == (hook, PRIORITY)
@@ -215,17 +231,81 @@ def test_queries_and_answers_are_tied_together_by_the_mark() -> None:
     assert (sizes["allow4"], sizes["allow6"]) == (256, 256)
 
 
+@pytest.mark.parametrize(
+    ("rung", "believed"),
+    [
+        (Rung.OBSERVE, ["log group 7261"]),
+        (
+            Rung.NATIVE,
+            ["meta l4proto @alive queue flags bypass to 7261", "log group 7261"],
+        ),
+        (Rung.COMPAT, ["meta l4proto @alive jump hold", "log group 7261"]),
+    ],
+)
+def test_what_becomes_of_an_answer(rung: Rung, believed: list[str]) -> None:
+    table = compiled(None, settings=Settings(0x40, 256, rung))
+    assert rules(table, "believed") == believed
+    # With answers held no SYN can be earlier than its element.
+    assert any("seen4" in text for text in rules(table, "judge")) is (rung is Rung.OBSERVE)
+    learned = [item.name for item in table.chains if item.learned]
+    assert learned == (["hold"] if rung is Rung.COMPAT else [])
+
+
+@pytest.mark.parametrize("rung", list(Rung))
+@pytest.mark.parametrize("containers", list(ClassMode))
+def test_answers_to_containers_are_looked_at_where_they_can_be_changed(
+    rung: Rung, containers: ClassMode
+) -> None:
+    table = compiled(None, settings=Settings(0x40, 256, rung), containers=containers)
+    names = {item.name for item in table.chains}
+    looked_at = rung is not Rung.OBSERVE and containers is not ClassMode.OFF
+    assert ({"forwarded", "published"} <= names) is looked_at
+    if looked_at:
+        last = rules(table, "forwarded")[-1]
+        hold = "queue flags bypass to 7261" if rung is Rung.NATIVE else "jump hold"
+        assert last.endswith(f"ip6 daddr != @caches6 meta l4proto @alive {hold}")
+
+
+def test_a_resolver_on_this_machine_is_known_by_its_user() -> None:
+    ours = Resolver(IPv4Address("127.0.0.53"), 1, 1, frozenset({101, 0}))
+    rules_of = rules(compiled(None, resolvers=(ours, *RESOLVERS)), "output")
+    assert rules_of[:2] == [
+        f"{protocol} sport 53 ip saddr 127.0.0.53 oif 1 meta skuid != {{ 0, 101 }}"
+        " counter name imposters drop"
+        for protocol in ("udp", "tcp")
+    ]
+    assert not any("192.0.2.53" in text for text in rules_of)
+
+
+def test_what_claims_to_be_a_resolver_by_another_way_is_not_tracked() -> None:
+    six = Resolver(IPv6Address("2001:db8::53"), 2, 2)
+    strangers = rules(compiled(None, resolvers=(six,)), "strangers")
+    assert strangers == [
+        f"{protocol} sport 53 ip6 saddr {{ 2001:db8::53 }} ip6 saddr . iif != @answerers6 notrack"
+        for protocol in ("udp", "tcp")
+    ]
+
+
 def test_which_sets_are_learned() -> None:
     learned = {item.name for item in compiled(policy("localhost:*")).sets if item.learned}
-    assert learned == {"allow4", "allow6", "seen4", "seen6"}
+    sets = {f"{name}{version}" for name in ("allow", "seen", "caches") for version in (4, 6)}
+    assert learned == sets | {"alive"}
 
 
 def test_resolvers_are_listed_once_each_by_family() -> None:
     four, six = IPv4Address("192.0.2.53"), IPv6Address("2001:db8::53")
-    servers = (Resolver(four, 2), Resolver(six, 2), Resolver(four, 2), Resolver(four, 3))
-    table = compile_table(allowed(None), servers, (), MARKS)
+    servers = (
+        Resolver(four, 2, 2),
+        Resolver(six, 2, 2),
+        Resolver(four, 2, 9),
+        Resolver(four, 3, 9),
+    )
+    table = compiled(None, resolvers=servers)
     assert elements(table)["resolvers4"] == ("192.0.2.53 . 2", "192.0.2.53 . 3")
+    assert elements(table)["answerers4"] == ("192.0.2.53 . 2", "192.0.2.53 . 9")
     assert elements(table)["resolvers6"] == ("2001:db8::53 . 2",)
+    assert servers[0].direct
+    assert not servers[2].direct
 
 
 def test_what_is_held_goes_into_the_set_of_its_family() -> None:

@@ -40,8 +40,8 @@ def test_defaults(text: str) -> None:
     assert config == Config()
     assert config.limits.model_dump() == {
         "leases_total": 65536,
-        "leases_per_name": 256,
-        "pending_queries": 4096,
+        "leases_per_name": 1024,
+        "pending_queries": 16384,
         "resolve_concurrency": 16,
         "warm_names": 10000,
         "control_clients": 32,
@@ -63,7 +63,7 @@ def test_every_key_is_read() -> None:
         mode = "observe"
         servers = ["10.0.0.53", "127.0.0.53", "2001:db8::53", "fe80::1"]
         [limits]
-        leases_total = 300
+        leases_total = 3000
         warm_names = 0
         [mark]
         ct_dns = 0x80000000
@@ -75,7 +75,7 @@ def test_every_key_is_read() -> None:
     assert config.scope.weak is Weak.STRICT
     assert config.dns.mode is DnsMode.OBSERVE
     assert config.dns.servers[1:3] == (ip_address("127.0.0.53"), ip_address("2001:db8::53"))
-    assert config.limits == Limits(leases_total=300, warm_names=0)
+    assert config.limits == Limits(leases_total=3000, warm_names=0)
     assert config.mark.ct_dns == 1 << 31
     assert config == parse_config(config.model_dump_json(), source="ramnet.json")
 

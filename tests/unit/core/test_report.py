@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ramnet.core.compiler import HELD, REFUSED
+from ramnet.core.compiler import HELD, IMPOSTERS, REFUSED, Resolver, Rung
 from ramnet.core.config import DnsMode, ScopeMode
 from ramnet.core.events import PolicyRejected, ResolversFound, TableLost
 from ramnet.core.explain import explain, parse_target
@@ -15,24 +15,32 @@ from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
-from tests.unit.core.support import RESOLVERS, Story, allowed, policy, read
+from tests.unit.core.support import RESOLVERS, Story, allowed, ip, policy, read
 
 CORP = policy("registry.corp.example:8443", more='networks = ["10.0.0.0/8"]\n')
-MODES = Modes(ScopeMode.NETNS, "configured", DnsMode.OBSERVE, "copies are read")
+MODES = Modes(ScopeMode.NETNS, "configured", DnsMode.HOLD, "a queue", Rung.NATIVE)
+OBSERVE = Modes(ScopeMode.NETNS, "configured", DnsMode.OBSERVE, "copies", Rung.OBSERVE)
 
 
-def facts(*, pinned: bool = False, lost: int = 0, counters: dict[str, int] | None = None) -> Facts:
+def facts(
+    *,
+    pinned: bool = False,
+    lost: int = 0,
+    counters: dict[str, int] | None = None,
+    modes: Modes = MODES,
+) -> Facts:
     return Facts(
         version="1.2.3",
         pid=4711,
         kernel="6.12.0",
         missing=(Feature.QUEUE,),
-        modes=MODES,
+        modes=modes,
         pinned=pinned,
         servers=("192.0.2.53",),
         policy_path="/etc/ramnet/policy.toml",
         counters=counters or {},
         lost=lost,
+        hold={"waiting": 0},
     )
 
 
@@ -40,6 +48,11 @@ def report(story: Story, **given: Any) -> dict[str, Any]:
     said = status_report(story.engine, facts(**given))
     assert json.loads(json.dumps(said)) == said, "plain JSON values"
     return said
+
+
+def problems(said: dict[str, Any]) -> list[str]:
+    """The warnings but for what is so with every policy of this version."""
+    return [line for line in said["warnings"] if not line.startswith("scope netns ")]
 
 
 def started() -> Story:
@@ -71,6 +84,7 @@ def test_the_keys_of_status() -> None:
     assert set(said["scope"]) == {"mode", "because", "ports"}
     assert set(said["dns"]) == {
         "mode",
+        "rung",
         "because",
         "trust",
         "servers",
@@ -79,6 +93,9 @@ def test_the_keys_of_status() -> None:
         "learned",
         "ignored",
         "copies_lost",
+        "imposters",
+        "blocked",
+        "hold",
     }
     assert set(said["policy"]) == {"path", "organization", "registries", "digest", "problem"}
     assert set(said["classes"]) == {"engine", "containers", "host"}
@@ -90,7 +107,7 @@ def test_status_while_a_policy_is_enforced() -> None:
     story = started()
     story.ask("registry.corp.example", "198.51.100.1")
     story.ask("registry.corp.example", "127.0.0.1", now=1.0)
-    said = report(story, counters={REFUSED: 3, HELD: 5}, lost=0)
+    said = report(story, counters={REFUSED: 3, HELD: 5, IMPOSTERS: 7})
     assert (said["schema"], said["state"], said["version"], said["pid"]) == (
         1,
         "enforcing",
@@ -103,9 +120,17 @@ def test_status_while_a_policy_is_enforced() -> None:
         "because": "configured",
         "ports": [80, 443, 5000, 8443],
     }
+    assert (said["dns"]["rung"], said["dns"]["imposters"], said["dns"]["blocked"]) == (
+        "native",
+        7,
+        0,
+    )
+    assert said["dns"]["hold"] == {"waiting": 0}
     assert (said["leases"], said["refused"], said["held_first_syn"]) == (1, 3, 5)
     assert said["dns"]["trust"] == "network"
-    assert said["dns"]["resolvers"] == [{"address": "192.0.2.53", "interface": 2}]
+    assert said["dns"]["resolvers"] == [
+        {"address": "192.0.2.53", "interface": 2, "answers_by": 2, "owners": None}
+    ]
     assert (said["dns"]["answers"], said["dns"]["learned"]) == (2, 1)
     assert said["dns"]["ignored"] == {"address-not-teachable": 1}
     assert said["policy"] == {
@@ -116,10 +141,10 @@ def test_status_while_a_policy_is_enforced() -> None:
         "problem": None,
     }
     assert said["classes"]["engine"]["enforced"] == "strict"
-    assert said["classes"]["containers"]["enforced"] == "off"
+    assert said["classes"]["containers"]["enforced"] == "catalog"
     assert "80, 443, 5000, 8443" in said["not_covered"][0]
     assert any("buildx" in line for line in said["not_covered"])
-    assert all(line.startswith("policy key ") for line in said["warnings"])
+    assert all(line.startswith("policy key ") for line in problems(said))
 
 
 def test_a_pinned_resolver_is_trusted_for_another_reason() -> None:
@@ -133,7 +158,7 @@ def test_before_the_first_table_nothing_is_claimed() -> None:
     assert said["dns"]["resolvers"] == []
     assert said["policy"]["digest"] is None
     assert {item["enforced"] for item in said["classes"].values()} == {"off"}
-    assert said["warnings"] == []
+    assert problems(said) == []
 
 
 def test_locked_down() -> None:
@@ -145,7 +170,7 @@ def test_locked_down() -> None:
     assert said["policy"]["organization"] is None
     assert said["policy"]["digest"] is None
     assert said["policy"]["problem"] == "line 1: bad"
-    assert said["warnings"] == ["policy rejected (locked): line 1: bad"]
+    assert problems(said) == ["policy rejected (locked): line 1: bad"]
     assert said["classes"]["engine"] == {
         "wanted": "strict",
         "enforced": "strict",
@@ -181,6 +206,40 @@ def test_a_table_that_is_gone_is_not_claimed_to_be_enforced(found: Any) -> None:
     assert said["classes"]["host"]["enforced"] == "off"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "modes", "enforced", "because"),
+    [
+        ("catalog", MODES, "catalog", "by DNS answers only"),
+        ("strict", MODES, "catalog", "by DNS answers only"),
+        ("off", MODES, "off", "the policy says so"),
+        ("catalog", OBSERVE, "off", "none is held"),
+    ],
+)
+def test_what_is_enforced_for_containers(
+    wanted: str, modes: Modes, enforced: str, because: str
+) -> None:
+    story = Story()
+    story.start(policy("r.example", more=f'[enforcement]\ncontainers = "{wanted}"\n'))
+    said = report(story, modes=modes)["classes"]["containers"]
+    assert (said["wanted"], said["enforced"]) == (wanted, enforced)
+    assert because in said["because"]
+
+
+def test_containers_are_not_judged_without_a_policy() -> None:
+    story = Story()
+    story.start(None)
+    said = report(story)["classes"]["containers"]
+    assert (said["wanted"], said["enforced"]) == ("catalog", "off")
+    assert said["because"] == "there is no valid policy"
+
+
+def test_a_resolver_on_this_machine_is_told_with_its_users() -> None:
+    story = started()
+    story.tell(ResolversFound((Resolver(ip("127.0.0.53"), 1, 1, frozenset({101, 0})),)))
+    (said,) = report(story)["dns"]["resolvers"]
+    assert said["owners"] == [0, 101]
+
+
 def test_no_resolver_and_lost_copies_are_warnings() -> None:
     story = started()
     assert not any("resolver" in line for line in report(story)["warnings"])
@@ -205,7 +264,7 @@ def test_explain_of_a_host_with_a_lease() -> None:
     story = started()
     story.ask("registry.corp.example", "198.51.100.1")
     target = parse_target("registry.corp.example:8443/app:v1")
-    found = explain(target, allowed(CORP), story.engine.leases, 59.6)
+    found = explain(target, allowed(CORP), story.engine.learner.leases, 59.6)
     said = explain_report(found, source="daemon")
     assert said == {
         "schema": 1,

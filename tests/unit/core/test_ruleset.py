@@ -76,6 +76,7 @@ def test_an_update_leaves_what_was_learned_and_the_counters_alone() -> None:
     assert render_update(old, new, [("seen", "192.0.2.1")]) == (
         "flush chain inet t judge\n"
         "flush chain inet t output\n"
+        "delete chain inet t judge\n"
         "delete set inet t ports\n"
         "delete set inet t static4_443\n"
         "add element inet t seen { 192.0.2.1 }\n"
@@ -92,6 +93,15 @@ def test_an_update_leaves_what_was_learned_and_the_counters_alone() -> None:
         "  }\n"
         "}\n"
     )
+
+
+def test_an_update_leaves_the_rules_of_a_learned_chain_alone() -> None:
+    """They came by netlink: nft's language cannot say them."""
+    hold = Chain("hold", (), learned=True)
+    caller = Chain("output", (Rule("jump hold"),), Hook.OUTPUT)
+    table = Table("t", chains=(hold, caller))
+    update = render_update(table, table, ())
+    assert update.startswith("flush chain inet t output\ntable inet t {\n  chain hold {\n  }\n")
 
 
 @pytest.mark.parametrize("hook", list(Hook))

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -93,8 +94,10 @@ def test_an_error_is_a_positive_number(code: int) -> None:
 
 
 @pytest.fixture
-def opened() -> NetfilterSocket:
-    return NetfilterSocket("test")
+def opened() -> Iterator[NetfilterSocket]:
+    made = NetfilterSocket("test")
+    yield made
+    made.close()
 
 
 def test_sequence_numbers_are_fresh_and_wrap(opened: NetfilterSocket) -> None:
@@ -131,7 +134,6 @@ def test_a_kernel_that_does_not_answer_is_an_error(
     monkeypatch.setattr(opened, "send", lambda _data: None)
     with pytest.raises(HostError, match="test: the kernel did not answer"):
         opened.acknowledged(b"", range(1, 2))
-    opened.close()
 
 
 def test_a_closed_socket_is_an_error_of_ours(opened: NetfilterSocket) -> None:

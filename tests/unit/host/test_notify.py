@@ -16,16 +16,16 @@ def test_without_a_service_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPat
     assert not notify("READY=1")
 
 
-@pytest.mark.parametrize("address", ["", "relative", "vsock:2:1", "/nowhere/at/all", "/" + "x" * 200])
+@pytest.mark.parametrize(
+    "address", ["", "relative", "vsock:2:1", "/nowhere/at/all", "/" + "x" * 200]
+)
 def test_an_address_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     assert not notify("READY=1")
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_the_state_arrives(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool
-) -> None:
+def test_the_state_arrives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{path}" if abstract else path)

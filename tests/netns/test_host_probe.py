@@ -1,0 +1,116 @@
+"""The probe: every feature tried, with evidence, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ramnet.core.kernel import NEEDS, Feature, decide, parse_release
+from ramnet.errors import HostError
+from ramnet.host import probe as module
+from ramnet.host.nft import Nft
+from ramnet.host.probe import cgroup2_mount, probe
+from ramnet.host.scratch import in_scratch_netns
+
+
+def test_every_feature_has_evidence_and_this_kernel_can_enforce() -> None:
+    """The tests of this folder enforce here, so every required feature must be found."""
+    found = probe()
+    assert found.keys() == set(Feature)
+    for feature, item in found.items():
+        assert item.feature is feature
+        assert item.evidence.strip()
+        assert "\n" not in item.evidence
+        if item.present and feature in module._TRIALS:  # noqa: SLF001
+            assert item.evidence.startswith("loaded and read back: ")
+    decision = decide(parse_release(os.uname().release), found)
+    assert decision.supported, decision.reasons
+    assert {f for f in Feature if NEEDS[f].required and not found[f].present} == set()
+
+
+def test_the_evidence_is_what_the_kernel_says() -> None:
+    found = probe()
+    assert "reject with tcp reset" in found[Feature.REJECT].evidence
+    assert "192.0.2.0/24" in found[Feature.INTERVALS].evidence
+    assert "timeout 1m" in found[Feature.TIMEOUTS].evidence
+    assert "log group 1" in found[Feature.LOG].evidence
+    assert "ct original ip daddr . iif @s" in found[Feature.CT_ORIGINAL].evidence
+
+
+def test_nothing_is_left_in_our_own_namespace() -> None:
+    nft = Nft()
+    before = nft.tables()
+    namespace = Path("/proc/self/ns/net").readlink()
+    descriptors = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names
+    probe()
+    assert nft.tables() == before
+    assert Path("/proc/self/ns/net").readlink() == namespace
+    assert len(set(os.listdir("/proc/self/fd")) - descriptors) == 0  # noqa: PTH208
+
+
+def test_each_trial_is_cleared_before_the_next() -> None:
+    def work() -> tuple[tuple[str, str], ...]:
+        module._probe_here()  # noqa: SLF001
+        return Nft().tables()
+
+    assert in_scratch_netns(work) == ()
+
+
+def test_a_feature_that_the_kernel_refuses_is_absent_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_nft: Nft, text: str) -> None:
+        if "reject" in text:
+            raise HostError("nft: Error: Could not process rule: No such file or directory")
+        real(_nft, text)
+
+    real = Nft.apply
+    monkeypatch.setattr(Nft, "apply", refuse)
+    found = probe()
+    assert not found[Feature.REJECT].present
+    assert "No such file" in found[Feature.REJECT].evidence
+    assert found[Feature.SETS].present
+    assert not decide(None, found).supported
+
+
+def test_what_does_not_read_back_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that takes a rule and makes something else of it has not got the feature."""
+    monkeypatch.setattr(Nft, "list_table", lambda *_arguments: "table inet ramnet_probe {\n}\n")
+    found = probe()
+    assert not found[Feature.CT_MARK].present
+    assert "does not read back" in found[Feature.CT_MARK].evidence
+    assert found[Feature.NFLOG].present
+
+
+def test_the_cgroup_mount_is_read_from_the_kernel() -> None:
+    assert (Path(cgroup2_mount()) / "cgroup.procs").exists()
+
+
+@pytest.mark.parametrize("mount", ["/nowhere/at/all", "/etc/hostname"])
+def test_a_cgroup_mount_that_cannot_be_read_is_an_absent_feature(
+    monkeypatch: pytest.MonkeyPatch, mount: str
+) -> None:
+    """Mounted over, or in another mount namespace: never an end to the whole probe."""
+    monkeypatch.setattr(module, "cgroup2_mount", lambda: mount)
+    found = probe()
+    assert not found[Feature.SOCKET_CGROUP].present
+    assert found[Feature.SETS].present
+
+
+def test_no_cgroup_at_all_is_an_absent_feature(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "cgroup2_mount", lambda: str(tmp_path))
+    found = probe()
+    assert not found[Feature.SOCKET_CGROUP].present
+    assert "no group to try with" in found[Feature.SOCKET_CGROUP].evidence
+
+
+def test_an_unknown_machine_cannot_try_bpf(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = os.uname_result(("Linux", "here", "6.1", "#1", "pdp11"))
+    monkeypatch.setattr(os, "uname", lambda: machine)
+    found = probe()
+    assert not found[Feature.CGROUP_BPF].present
+    assert "pdp11" in found[Feature.CGROUP_BPF].evidence
