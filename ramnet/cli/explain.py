@@ -14,8 +14,8 @@ from ramnet.cli.exits import (
     print_json,
     runtime_dir_option,
 )
+from ramnet.core.allow import allow_list
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import allow_list
 from ramnet.core.explain import explain as explain_target
 from ramnet.core.explain import parse_target
 from ramnet.core.report import explain_report

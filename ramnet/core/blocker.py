@@ -7,8 +7,8 @@ and bare addresses pass.
 
 from __future__ import annotations
 
+from ramnet.core.allow import AllowList
 from ramnet.core.catalog import Catalog
-from ramnet.core.compiler import AllowList
 from ramnet.core.dns import blocked_answer, parse_answer_head
 from ramnet.core.names import HostName
 from ramnet.core.packet import Datagram, parse_packet, with_payload

@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
+from ramnet.core.allow import AllowList, allow_list
 from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
-from ramnet.core.compiler import (
-    AllowList,
-    Held,
-    Resolver,
-    Settings,
-    allow_list,
-    blocks_answers,
-    compile_table,
-    element_of,
-)
+from ramnet.core.compiler import Held, Resolver, Settings, blocks_answers, compile_table, element_of
 from ramnet.core.config import Limits
 from ramnet.core.events import (
     Addr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from ramnet.core.compiler import HTTPS, LOCALHOST, AllowList, Grant
+from ramnet.core.allow import HTTPS, LOCALHOST, AllowList, Grant
 from ramnet.core.leases import Lease, LeaseTable
 from ramnet.core.names import Address, HostName, parse_address
 from ramnet.core.reference import parse_reference

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ramnet.core.compiler import AllowList, Held
+from ramnet.core.allow import AllowList
+from ramnet.core.compiler import Held
 from ramnet.core.config import Limits
 from ramnet.core.dns import Answer, parse_answer, parse_answer_head
 from ramnet.core.events import Addr, WriteLeases

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramnet.core.compiler import REGISTRY_PORTS, Rung, Settings, compile_table
+from ramnet.core.allow import REGISTRY_PORTS
+from ramnet.core.compiler import Rung, Settings, compile_table
 from ramnet.core.policy import ClassMode, Policy
 from ramnet.core.ruleset import Table, render_create, render_update
 from tests.unit.core.support import RESOLVERS, allowed, host, policy

@@ -11,8 +11,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import dnslib
 
 from ramnet import __version__
+from ramnet.core.allow import AllowList, allow_list
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import AllowList, Resolver, Rung, Settings, allow_list
+from ramnet.core.compiler import Resolver, Rung, Settings
 from ramnet.core.config import Limits
 from ramnet.core.engine import Engine
 from ramnet.core.events import (

@@ -7,15 +7,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 
+from ramnet.core.allow import REGISTRY_PORTS, Grant
 from ramnet.core.compiler import (
     HELD,
     IMPOSTERS,
     NFLOG_GROUP,
     PRIORITY,
     REFUSED,
-    REGISTRY_PORTS,
     TABLE,
-    Grant,
     Held,
     Resolver,
     Rung,
