@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from ramnet import __version__
+from ramnet.core.allow import allow_list
 from ramnet.core.catalog import load_catalog
 from ramnet.core.compiler import (
     ALIVE_SECONDS,
@@ -220,7 +221,8 @@ class Daemon:
 
     def _replace(self, table: Table) -> None:
         """Put the whole table in place, with every lease in it."""
-        self._nft.apply(render_replace(table))
+        with self._holder.replacing() if self._holder is not None else nullcontext():
+            self._nft.apply(render_replace(table))
         if self._modes.rung is Rung.COMPAT:
             self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
         self._identity = self._elements.identity()
@@ -235,7 +237,7 @@ class Daemon:
         away what is not allowed any more.
         """
         if self._holder is not None and not self._holder.flush(FLUSH_SECONDS):
-            raise HostError("set updates are stuck: the policy before stays in force")
+            raise HostError("set updates in line are stuck")
         self._nft.apply(render_update(before, command.table, command.drop))
         self._identity = self._elements.identity()
 
@@ -336,7 +338,8 @@ class Daemon:
             policy = read_policy(self._options.policy)
         except (PolicyError, HostError) as err:
             return PolicyRejected(err.message)
-        return PolicyRead(policy, policy_digest(policy))
+        allowed = allow_list(policy, load_catalog(), today())
+        return PolicyRead(policy, policy_digest(policy), allowed)
 
     async def _follow_policy(self) -> None:
         file = FollowedFile(self._options.policy)
@@ -432,7 +435,8 @@ class Daemon:
             raise ControlError("the daemon is still starting", hint="try again")
         target = parse_target(str(request.get("target", "")))
         now = time.monotonic()
-        found = explain(target, plan.allowed, self._engine.learner.leases, now)
+        with self._lock:  # looking a lease up forgets those that have run out
+            found = explain(target, plan.allowed, self._engine.learner.leases, now)
         return explain_report(found, source="daemon")
 
     def _off(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ and bare addresses pass.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ramnet.core.allow import AllowList
 from ramnet.core.catalog import Catalog
 from ramnet.core.dns import blocked_answer, parse_answer_head
@@ -18,44 +20,52 @@ from ramnet.errors import WireError
 MAX_NAMES = 16_384
 
 
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    allowed: AllowList
+    text: str
+    judged: dict[HostName, bool]
+
+
 class Blocker:
     """Judges answers that are forwarded to containers."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.blocked = 0
         self._catalog = catalog
-        self._allowed: AllowList | None = None
-        self._text = ""
-        self._judged: dict[HostName, bool] = {}
+        # One value, exchanged whole: packets are judged in another thread than policies change in.
+        self._rule: _Rule | None = None
 
     def use(self, allowed: AllowList | None, organization: str) -> None:
         """Judge by this policy from now on; None blocks nothing."""
-        self._allowed = allowed
-        self._text = f"registry not allowed by {organization}"
-        self._judged = {}
+        text = f"registry not allowed by {organization}"
+        self._rule = None if allowed is None else _Rule(allowed, text, {})
 
     def packet(self, packet: bytes) -> bytes | None:
         """Return the packet that is to pass in the place of ``packet``; None to leave it alone."""
-        if self._allowed is None:
+        rule = self._rule
+        if rule is None:
             return None
         parsed = parse_packet(packet)
         if not isinstance(parsed, Datagram):
             return None
         try:
             name = parse_answer_head(parsed.payload).question.name
-            if name is None or not self._blocks(name, self._allowed):
+            if name is None or not self._blocks(name, rule):
                 return None
-            answer = blocked_answer(parsed.payload, self._text)
+            answer = blocked_answer(parsed.payload, rule.text)
         except WireError:
             return None
         self.blocked += 1
         return with_payload(packet, answer)
 
-    def _blocks(self, name: HostName, allowed: AllowList) -> bool:
-        judged = self._judged
+    def _blocks(self, name: HostName, rule: _Rule) -> bool:
+        judged = rule.judged
         verdict = judged.get(name)
         if verdict is None:
-            verdict = not allowed.ports_of(name) and self._catalog.registry_of(name) is not None
+            verdict = (
+                not rule.allowed.ports_of(name) and self._catalog.registry_of(name) is not None
+            )
             if len(judged) >= MAX_NAMES:
                 judged.clear()
             judged[name] = verdict

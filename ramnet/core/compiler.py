@@ -138,6 +138,10 @@ def compile_table(
         "judge",
         (
             Rule("tcp dport != @judged accept", "scope netns: the other ports are not judged"),
+            # A routing header (any user may set one) names another destination than the header.
+            Rule(
+                f"ip6 nexthdr != tcp counter name {REFUSED} meta l4proto tcp reject with tcp reset"
+            ),
             *(Rule(f"{ip} daddr . tcp dport @{ALLOW}{v} accept") for v, ip in _FAMILIES),
             *(rule for _, rule in static),
             *_second_chance(settings.rung),
@@ -179,7 +183,8 @@ def _host_set(version: int, held: list[Held], size: int) -> Set:
         if item.address.version == version
     )
     kind = f"ipv{version}_addr . inet_service"
-    return Set(f"{ALLOW}{version}", kind, ("timeout",), size, elements=elements, learned=True)
+    # The kernel counts what has run out until it sweeps, about a second later: twice the leases.
+    return Set(f"{ALLOW}{version}", kind, ("timeout",), 2 * size, elements=elements, learned=True)
 
 
 # nft refuses a comment of 128 bytes or more; a longer name goes without.
@@ -304,13 +309,15 @@ def _imposters(resolvers: list[Resolver]) -> Iterator[Rule]:
     """
     ips = dict(_FAMILIES)
     for item in resolvers:
-        if not item.owners:
+        if item.owners is None:
             continue
-        ip, users = ips[item.address.version], ", ".join(map(str, sorted(item.owners)))
+        ip = ips[item.address.version]
+        # While nobody listens there, whoever may is a user of the system.
+        users = f"{{ {', '.join(map(str, sorted(item.owners)))} }}" if item.owners else "0-999"
         for protocol in ("udp", "tcp"):
             yield Rule(
                 f"{protocol} sport 53 {ip} saddr {item.address} oif {item.answers}"
-                f" meta skuid != {{ {users} }} counter name {IMPOSTERS} drop"
+                f" meta skuid != {users} counter name {IMPOSTERS} drop"
             )
 
 
@@ -318,7 +325,8 @@ def _stranger_rules(resolvers: list[Resolver]) -> Iterator[Rule]:
     """Keep out of conntrack what claims to be a resolver and comes by another interface.
 
     One packet forged before the query would turn the flow round: the query would be its reply, and
-    the true answer would never be believed.
+    the true answer would never be believed. Only what comes from containers: by other interfaces
+    honest answers come as well, where the machine has several ways out (VPN, policy routing).
     """
     for version, ip in _FAMILIES:
         addresses = {
@@ -326,7 +334,8 @@ def _stranger_rules(resolvers: list[Resolver]) -> Iterator[Rule]:
         }
         for protocol in ("udp", "tcp") if addresses else ():
             yield Rule(
-                f"{protocol} sport 53 {ip} saddr {{ {', '.join(addresses)} }}"
+                f'meta iifkind {{ "bridge", "veth" }} {protocol} sport 53'
+                f" {ip} saddr {{ {', '.join(addresses)} }}"
                 f" {ip} saddr . iif != @{ANSWERERS}{version} notrack"
             )
 

@@ -14,7 +14,15 @@ from enum import StrEnum
 from ramnet.core.allow import AllowList, allow_list
 from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
-from ramnet.core.compiler import Held, Resolver, Settings, blocks_answers, compile_table, element_of
+from ramnet.core.compiler import (
+    Held,
+    Resolver,
+    Rung,
+    Settings,
+    blocks_answers,
+    compile_table,
+    element_of,
+)
 from ramnet.core.config import Limits
 from ramnet.core.events import (
     Addr,
@@ -36,8 +44,10 @@ from ramnet.core.events import (
     TableRefused,
     Tick,
     Unresolved,
+    WriteLeases,
 )
 from ramnet.core.learner import Learner, Lesson
+from ramnet.core.leases import Key
 from ramnet.core.names import HostName
 from ramnet.core.policy import ClassMode, Policy
 from ramnet.core.ruleset import Table
@@ -89,7 +99,7 @@ class Engine:
         self._today = today
         self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
         self._applied: Plan | None = None
-        self._loading: tuple[Plan, Table] | None = None
+        self._loading: tuple[Plan, Table, frozenset[Key]] | None = None
         self._updating = False
         self._table: Table | None = None
         self._retry_at: float | None = None
@@ -165,7 +175,7 @@ class Engine:
         self.policy_problem = ""
         if self._wanted.policy is not None and event.digest == self._wanted.digest:
             return []
-        allowed = allow_list(event.policy, self._catalog, self._today)
+        allowed = event.allowed or allow_list(event.policy, self._catalog, self._today)
         self._wanted = Plan(event.policy, event.digest, allowed, self._wanted.resolvers)
         return self._reload(now)
 
@@ -196,9 +206,10 @@ class Engine:
     def _load(self, plan: Plan, now: float) -> list[Command]:
         """Put the whole table in place, with every lease in it."""
         self._updating = False
-        held = self._held(plan.allowed, now)
+        self._permit_both(plan)
+        held = tuple(self._held(plan.allowed, now))
         table = self._compile(plan, held)
-        self._loading = plan, table
+        self._loading = plan, table, frozenset((item.address, item.port) for item in held)
         return [LoadTable(table)]
 
     def _compile(self, plan: Plan, held: Iterable[Held]) -> Table:
@@ -209,20 +220,25 @@ class Engine:
         plan = self._wanted
         self._updating = True
         table = self._compile(plan, ())
-        self._loading = plan, table
-        # What is learned from here on, both policies allow: it need not be dropped, and a table
-        # that is refused takes nothing back.
-        self.learner.permit(
-            *([] if self._applied is None else [self._applied.allowed]), plan.allowed
-        )
+        self._permit_both(plan)
         drop: list[tuple[str, str]] = []
+        kept: set[Key] = set()
         if self._applied is None or plan.allowed is not self._applied.allowed:
-            drop = [
-                element_of(lease.ip, lease.port)
-                for lease in self.learner.leases.snapshot(now)
-                if not any(lease.port in plan.allowed.ports_of(name) for name in lease.names)
-            ]
+            for lease in self.learner.leases.snapshot(now):
+                if any(lease.port in plan.allowed.ports_of(name) for name in lease.names):
+                    kept.add((lease.ip, lease.port))
+                else:
+                    drop.append(element_of(lease.ip, lease.port))
+        self._loading = plan, table, frozenset(kept)
         return [LoadTable(table, self._table, tuple(drop))]
+
+    def _permit_both(self, plan: Plan) -> None:
+        """Learn only what the policy in force and that of ``plan`` allow.
+
+        Then it need not be dropped, and a table that is refused takes nothing back.
+        """
+        applied = () if self._applied is None else (self._applied.allowed,)
+        self.learner.permit(*applied, plan.allowed)
 
     def _held(self, allowed: AllowList, now: float) -> Iterator[Held]:
         """Yield the leases that a policy still allows, each with the name that leads there."""
@@ -236,7 +252,7 @@ class Engine:
         if self._loading is None:
             return []
         before = self._applied
-        plan, self._table = self._loading
+        plan, self._table, kept = self._loading
         self._loading, self.lost = None, False
         if plan is self._wanted:
             self._retry_at, self.table_problem = None, ""
@@ -248,11 +264,17 @@ class Engine:
         blocks = blocks_answers(plan.containers, self._settings.rung) and plan.policy is not None
         organization = plan.policy.organization if plan.policy else ""
         self.blocker.use(allowed if blocks else None, organization)
-        self.learner.leases.retain(lambda name, _ip, port: port in allowed.ports_of(name), now)
+        dropped = self.learner.leases.retain(
+            lambda name, _ip, port: port in allowed.ports_of(name), now
+        )
+        # The name that let an element stay has run out since: now nothing allows it any more.
+        late = tuple(key for key in dropped if key in kept)
         self._resolved = {
             name: known for name, known in self._resolved.items() if allowed.ports_of(name)
         }
         commands: list[Command] = self._open_new_ports(now) if before is not None else []
+        if late:
+            commands.insert(0, WriteLeases((), late))
         if before is None or before.digest != plan.digest:
             commands.append(Log(Level.INFO, _announce(plan)))
         if before is None or before.allowed is not allowed:
@@ -291,7 +313,8 @@ class Engine:
 
     def _tick(self, event: Tick, now: float) -> list[Command]:
         self.learner.leases.expire(now)
-        self.learner.queries.expire(now)
+        if self._settings.rung is Rung.OBSERVE:  # otherwise their owner is the reader of the queue
+            self.learner.queries.expire(now)
         if event.today != self._today:
             self._today = event.today
             wanted = self._wanted

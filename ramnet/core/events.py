@@ -7,6 +7,7 @@ from datetime import date
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
+from ramnet.core.allow import AllowList
 from ramnet.core.compiler import Held, Resolver
 from ramnet.core.leases import Key
 from ramnet.core.names import HostName
@@ -36,10 +37,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRead:
-    """A valid policy was read."""
+    """A valid policy was read; ``allowed`` is what it allows, where that was found out already.
+
+    For a long policy that takes seconds, which the engine's lock should not see.
+    """
 
     policy: Policy
     digest: str
+    allowed: AllowList | None = None
 
 
 @dataclass(frozen=True, slots=True)

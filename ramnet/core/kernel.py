@@ -74,6 +74,7 @@ class Feature(StrEnum):
     REJECT = "reject"
     LOG = "log"
     NFLOG = "nflog"
+    IIF_KIND = "iif-kind"
     QUEUE = "queue"
     COMPAT_QUEUE = "compat-queue"
     SOCKET_CGROUP = "socket-cgroupv2"
@@ -161,6 +162,12 @@ NEEDS: Mapping[Feature, Need] = {
         option="CONFIG_NETFILTER_NETLINK_LOG",
         cost="DNS answers cannot be seen",
         remedy=_LOAD.format("nfnetlink_log"),
+    ),
+    Feature.IIF_KIND: Need(
+        required=True,
+        option="kernel 5.6 or later",
+        cost="a container could keep DNS answers from being believed",
+        remedy="use kernel 5.6 or later; " + _WSL,
     ),
     Feature.QUEUE: Need(
         required=False,

@@ -79,23 +79,24 @@ def udp_payload_at(packet: bytes) -> int | None:
     return _IPV6_HEADER + _UDP.size if packet[6:7] == _UDP_PROTOCOL else None
 
 
-def parse_packet(packet: Packet) -> Datagram | Segment | None:
+def parse_packet(packet: Packet, *, cut: bool = False) -> Datagram | Segment | None:
     """Take an IP packet with a whole UDP datagram or a TCP segment apart.
 
-    None if it is anything else. Conntrack has put fragments together before. IPv6 extension
-    headers are not walked: a resolver sends none.
+    None if it is anything else. With ``cut`` the end may be missing, as of a copy.
+    Conntrack has put fragments together before. IPv6 extension headers are not walked: a resolver
+    sends none.
     """
-    network = _parse_network(packet)
+    network = _parse_network(packet, cut=cut)
     if network is None:
         return None
     start, end, protocol, source, target = network
     if protocol == IPPROTO_UDP and end - start >= _UDP.size:
         source_port, target_port, length, _checksum = _UDP.unpack_from(packet, start)
         offset = start + _UDP.size
-        if length < _UDP.size or start + length > end:
+        if length < _UDP.size or (start + length > end and not cut):
             return None
         flow = Flow(source, source_port, target, target_port)
-        return Datagram(flow, bytes(packet[offset : start + length]), offset)
+        return Datagram(flow, bytes(packet[offset : min(start + length, end)]), offset)
     if protocol == IPPROTO_TCP and end - start >= _TCP.size:
         source_port, target_port, sequence, _, words, flags, *_ = _TCP.unpack_from(packet, start)
         offset = start + (words >> 4) * 4
@@ -143,7 +144,7 @@ def checksum(data: bytes) -> int:
     return int.from_bytes((~total & 0xFFFF).to_bytes(2, sys.byteorder), "big")
 
 
-def _parse_network(packet: Packet) -> tuple[int, int, int, bytes, bytes] | None:
+def _parse_network(packet: Packet, *, cut: bool) -> tuple[int, int, int, bytes, bytes] | None:
     """Return where the transport starts and ends, its protocol, source and target."""
     size = len(packet)
     version = packet[0] >> 4 if size else 0
@@ -151,13 +152,14 @@ def _parse_network(packet: Packet) -> tuple[int, int, int, bytes, bytes] | None:
         start = (packet[0] & 0x0F) * 4
         end = packet[2] << 8 | packet[3]
         # Of a segment that the card or the kernel put together (GRO), the length may be 0.
-        end = size if end == 0 else end
+        end = size if end == 0 or (cut and end > size) else end
         if start < _IPV4_HEADER or not start <= end <= size:
             return None
         return start, end, packet[9], bytes(packet[12:16]), bytes(packet[16:20])
     if version == 6 and size >= _IPV6_HEADER:  # noqa: PLR2004
         length = packet[4] << 8 | packet[5]
         end = size if length == 0 else _IPV6_HEADER + length
+        end = min(end, size) if cut else end
         if end > size:
             return None
         return _IPV6_HEADER, end, packet[6], bytes(packet[8:24]), bytes(packet[24:40])

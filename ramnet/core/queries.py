@@ -88,7 +88,7 @@ def _key(packet: bytes) -> bytes | None:
         ident = start + _UDP_HEADER
         key = packet[start : start + 2] + packet[ident : ident + 2]
         return key if len(key) == 4 else None  # noqa: PLR2004 - two times two octets
-    parsed = parse_packet(packet)
+    parsed = parse_packet(packet, cut=True)
     if isinstance(parsed, Segment) and parsed.payload:
         return parsed.flow.source_port.to_bytes(2, "big")
     return None
@@ -96,7 +96,7 @@ def _key(packet: bytes) -> bytes | None:
 
 def _is_query(packet: bytes, flow: Flow, ident: int, question: bytes) -> bool:
     """Compare whole: addresses, ports, ID, that it is a query, and that it is its only question."""
-    parsed = parse_packet(packet)
+    parsed = parse_packet(packet, cut=True)
     if parsed is None or parsed.flow != flow:
         return False
     payload = parsed.payload

@@ -134,8 +134,9 @@ class Elements:
         At most ``BATCH_ELEMENTS`` go into one transaction; each is applied whole or not at all.
         Raises ``HostError`` naming the errno of the first refused element.
         """
-        work: list[tuple[Element, bool]] = [(item, True) for item in add]
-        work += [(item, False) for item in drop]
+        # First what goes: a set that is full has no room before.
+        work: list[tuple[Element, bool]] = [(item, False) for item in drop]
+        work += [(item, True) for item in add]
         for start in range(0, len(work), BATCH_ELEMENTS):
             self._transaction(name, work[start : start + BATCH_ELEMENTS])
 

@@ -13,7 +13,8 @@ import select
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,7 @@ from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
 from ramnet.core.leases import Key
 from ramnet.errors import HostError
 from ramnet.host.elements import Element, Elements
+from ramnet.host.nflog import BURST as COPIES
 from ramnet.host.nflog import NflogReader
 from ramnet.host.queue import NfQueue, Queued
 
@@ -32,6 +34,11 @@ from ramnet.host.queue import NfQueue, Queued
 DEADLINE = 0.5
 # Packets taken before the verdicts go out: fewer system calls under load, no wait without.
 BURST = 32
+# Reads of copies before an answer is judged: the copy of its query is among those that wait,
+# however many do. More than this does not fit into the socket's buffer.
+COPY_ROUNDS = 128
+# Updates in line for a writer that is stuck; beyond that answers pass unread, and are counted.
+MAX_WORK = 16_384
 # How often a reader without work looks whether it is to stop, or a deadline has come.
 IDLE_MILLISECONDS = 250
 HELD_MILLISECONDS = 10
@@ -47,6 +54,7 @@ class HoldCounters:
 
     seen: int = 0
     held: int = 0
+    unread: int = 0
     released_late: int = 0
     written_late: int = 0
     write_failures: int = 0
@@ -61,6 +69,7 @@ class _Work:
     keys: tuple[Key, ...]
     ident: int | None
     since: float
+    epoch: int
 
 
 class Holder:
@@ -89,6 +98,10 @@ class Holder:
         # How many submitted updates name a key.
         self._pending: dict[Key, int] = {}
         self._counting = threading.Lock()
+        # Held while something is written. Every whole table begins an epoch: what was in line
+        # before is in it, or is not allowed any more.
+        self._writing = threading.Lock()
+        self._epoch = 0
         self._stopping = False
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.failure: BaseException | None = None
@@ -130,6 +143,7 @@ class Holder:
             "seen": counters.seen,
             "held": counters.held,
             "waiting": len(self._held),
+            "unread": counters.unread,
             "released_late": counters.released_late,
             "written_late": counters.written_late,
             "write_failures": counters.write_failures,
@@ -140,13 +154,24 @@ class Holder:
     def write(self, command: WriteLeases) -> None:
         """Have leases written that no packet waits for (the daemon's own look-ups)."""
         keys = tuple((item.address, item.port) for item in command.add)
-        self._submit(_Work([command], keys, None, time.monotonic()))
+        self._submit([command], keys, None, time.monotonic())
 
     def flush(self, seconds: float) -> bool:
         """Wait until all that was submitted before is written; False when it takes too long."""
         done = threading.Event()
         self._work.put(done)
         return done.wait(seconds)
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Put a whole table in place inside; the caller holds the lock of the learner.
+
+        Nothing is written meanwhile. What is still in line afterwards was asked for before the
+        table was compiled: it is in there, or the policy that is now in force left it out.
+        """
+        with self._writing:
+            yield
+            self._epoch += 1
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
@@ -179,18 +204,22 @@ class Holder:
         """Note the queries that have left. Their copies were made before any answer came."""
         now = time.monotonic()
         note = self._learner.query
-        for copy in self._queries.read():
-            if isinstance(copy, QueryCopy):
-                note(copy.packet, now)
-            else:
-                self._learn_late(copy, now)
+        for _ in range(COPY_ROUNDS):
+            copies = list(self._queries.read())
+            for copy in copies:
+                if isinstance(copy, QueryCopy):
+                    note(copy.packet, now)
+                else:
+                    self._learn_late(copy, now)
+            if len(copies) < COPIES:
+                return
 
     def _learn_late(self, copy: AnswerCopy, now: float) -> None:
         """Learn from an answer that passed unheld, while the heartbeat was late."""
         with self._lock:
             for lesson in self._learner.packet(copy.packet, now):
                 if lesson.write is not None:
-                    self._submit(_Work([lesson.write], lesson.keys, None, now))
+                    self._submit([lesson.write], lesson.keys, None, now)
 
     def _take(self, queued: Queued, passed: list[int]) -> None:
         counters = self.counters
@@ -203,18 +232,23 @@ class Holder:
         if not learner.concerns(queued.packet, now):
             passed.append(queued.ident)
             return
+        if self._work.qsize() >= MAX_WORK:
+            counters.unread += 1
+            passed.append(queued.ident)
+            return
         self._take_queries()
         with self._lock:
             lessons = learner.packet(queued.packet, now)
             writes = [lesson.write for lesson in lessons if lesson.write is not None]
             keys = tuple(key for lesson in lessons for key in lesson.keys)
             if not writes and not any(key in self._pending for key in keys):
-                learner.settled(queued.packet, now)
+                if lessons:  # not what nobody asked: the same answer may be to another's query
+                    learner.settled(queued.packet, now)
                 passed.append(queued.ident)
                 return
             counters.held += 1
             self._held[queued.ident] = now
-            self._submit(_Work(writes, keys, queued.ident, now))
+            self._submit(writes, keys, queued.ident, now)
 
     def _forward(self, queued: Queued, passed: list[int]) -> None:
         """Judge an answer that a container is to hear; it teaches nothing."""
@@ -224,12 +258,14 @@ class Holder:
         else:
             self._queue.accept_with(queued.ident, changed)
 
-    def _submit(self, work: _Work) -> None:
-        """Hand over to the writer; until it is done its keys are not to be taken for known."""
+    def _submit(
+        self, writes: list[WriteLeases], keys: tuple[Key, ...], ident: int | None, since: float
+    ) -> None:
+        """Hand over to the writer; until it is done the keys are not to be taken for known."""
         with self._counting:
-            for key in work.keys:
+            for key in keys:
                 self._pending[key] = self._pending.get(key, 0) + 1
-        self._work.put(work)
+        self._work.put(_Work(writes, keys, ident, since, self._epoch))
 
     def _pass(self, passed: list[int]) -> None:
         """Let packets pass: by one message for all when nothing before them is held."""
@@ -268,8 +304,9 @@ class Holder:
 
     def _carry_out(self, elements: Elements, work: _Work) -> None:
         try:
-            for command in work.writes:
-                elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
+            with self._writing:
+                for command in work.writes if work.epoch == self._epoch else ():
+                    elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
         except HostError as err:
             self.counters.write_failures += 1
             self._failed.append(work)  # released when the table is back, or by its deadline

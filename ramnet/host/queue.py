@@ -73,7 +73,8 @@ class NfQueue:
             raise
 
     def _configure(self, number: int) -> None:
-        flags = NFQA_CFG_F_FAIL_OPEN | NFQA_CFG_F_GSO
+        # Not GSO: of datagrams that were put together (UDP GRO) only the first would be read.
+        flags = NFQA_CFG_F_FAIL_OPEN
         settings = (
             attribute(NFQA_CFG_PARAMS, struct.pack(">IB", COPY_RANGE, NFQNL_COPY_PACKET))
             + attribute(NFQA_CFG_QUEUE_MAXLEN, _ID.pack(QUEUE_LENGTH))

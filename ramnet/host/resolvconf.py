@@ -35,6 +35,9 @@ def _listed(text: str) -> tuple[Server, ...]:
         keyword, *values = line.split() or [""]
         if keyword != "nameserver" or not values:
             continue
+        _, _, zone = values[0].partition("%")
+        if not (zone.isascii() and zone.isprintable()):  # no interface has such a name
+            continue
         try:
             found.setdefault(ip_address(values[0]))
         except ValueError:

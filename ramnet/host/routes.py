@@ -96,8 +96,8 @@ class Routes:
 
 def _index_of(zone: str) -> int | None:
     try:
-        return int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
-    except OSError:
+        return int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    except (OSError, ValueError):  # a zone of a resolv.conf may be any text
         return None
 
 

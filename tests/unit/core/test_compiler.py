@@ -197,6 +197,7 @@ def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
     }
     assert rules(table, "judge") == [
         "tcp dport != @judged accept",
+        "ip6 nexthdr != tcp counter name refused meta l4proto tcp reject with tcp reset",
         "ip daddr . tcp dport @allow4 accept",
         "ip6 daddr . tcp dport @allow6 accept",
         *(
@@ -227,7 +228,7 @@ def test_queries_and_answers_are_tied_together_by_the_mark() -> None:
         assert (chain(table, name).hook, chain(table, name).priority) == (hook, PRIORITY)
     assert chain(table, "judge").hook is None
     sizes = {item.name: item.size for item in table.sets}
-    assert (sizes["allow4"], sizes["allow6"]) == (256, 256)
+    assert (sizes["allow4"], sizes["allow6"]) == (512, 512)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,8 @@ def test_what_claims_to_be_a_resolver_by_another_way_is_not_tracked() -> None:
     six = Resolver(IPv6Address("2001:db8::53"), 2, 2)
     strangers = rules(compiled(None, resolvers=(six,)), "strangers")
     assert strangers == [
-        f"{protocol} sport 53 ip6 saddr {{ 2001:db8::53 }} ip6 saddr . iif != @answerers6 notrack"
+        f'meta iifkind {{ "bridge", "veth" }} {protocol} sport 53'
+        " ip6 saddr { 2001:db8::53 } ip6 saddr . iif != @answerers6 notrack"
         for protocol in ("udp", "tcp")
     ]
 

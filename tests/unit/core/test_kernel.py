@@ -110,17 +110,17 @@ ROW: dict[Feature, str] = {
     Feature.CGROUP_BPF: "bpf",
     Feature.NAT: "nat",
 }
-OWNER_SINCE = (5, 12)
+SINCE = {Feature.OWNER: (5, 12), Feature.IIF_KIND: (5, 6)}
 SOCKET_CGROUP_SINCE = (5, 13)
 
 SETS = {Feature.SETS, Feature.TIMEOUTS, Feature.INTERVALS, Feature.DYNAMIC}
 CT_LOG = {Feature.CONNTRACK, Feature.CT_MARK, Feature.CT_ORIGINAL, Feature.LOG}
 WHY_NOT: dict[str, set[Feature]] = {
-    "WSL2 5.4": SETS | CT_LOG | {Feature.REJECT},
+    "WSL2 5.4": SETS | CT_LOG | {Feature.REJECT, Feature.IIF_KIND},
     "WSL2 5.10.74": CT_LOG | {Feature.REJECT},
     "WSL2 5.15.57.1 to 6.1.21": set(),
     "WSL2 6.6": set(),
-    "linuxkit 5.4": SETS,
+    "linuxkit 5.4": SETS | {Feature.IIF_KIND},
     "linuxkit 5.10 to 6.12": set(),
 }
 MISSING_RUNGS: dict[str, set[Feature]] = {
@@ -135,8 +135,8 @@ def probed(release: Release, options: Options, unknown: bool) -> dict[Feature, E
     version = release.major, release.minor
     found = {}
     for feature in Feature:
-        if feature is Feature.OWNER:
-            present = version >= OWNER_SINCE
+        if feature in SINCE:
+            present = version >= SINCE[feature]
         else:
             setting = options[ROW[feature]]
             present = unknown if setting == "?" else setting != "n"
