@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ramnet.core.leases import IPAddress, Key, LeaseLimits, LeaseTable, Refusal
+from ramnet.core.addresses import IPAddress
+from ramnet.core.leases import Key, LeaseLimits, LeaseTable, Refusal
 from ramnet.core.names import HostName
 
 LIMITS = LeaseLimits(ttl_min=30, ttl_max=120, grace=10, per_name=4, names_per_lease=2, total=8)

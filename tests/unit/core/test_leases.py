@@ -4,8 +4,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
+from ramnet.core.addresses import IPAddress, teachable
 from ramnet.core.leases import (
-    IPAddress,
     Key,
     Learned,
     Lease,
@@ -13,7 +13,6 @@ from ramnet.core.leases import (
     LeaseTable,
     Refusal,
     Write,
-    teachable,
 )
 from ramnet.core.names import HostName
 
