@@ -58,7 +58,7 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
         "held_first_syn": facts.counters.get(HELD, 0),
         "repairs": engine.repairs,
         "classes": _classes(engine, facts, plan),
-        "not_covered": _not_covered(plan),
+        "not_covered": _not_covered(engine, facts, plan),
         "warnings": _warnings(engine, facts, plan),
     }
 
@@ -138,13 +138,15 @@ def _containers(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, st
     }
 
 
-def _not_covered(plan: Plan | None) -> list[str]:
+def _not_covered(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
+    blocked = _containers(engine, facts, plan)["enforced"] != ClassMode.OFF
+    but = ", but for refused names" if blocked else ""
     ports = sorted(plan.allowed.ports) if plan is not None else []
     listed = ", ".join(map(str, ports))
     return [
         f"TCP ports other than {listed} (scope netns)",
         "UDP, QUIC included (scope netns)",
-        "traffic of containers (buildx builders, Docker-in-Docker, kind), but for refused names",
+        f"traffic of containers (buildx builders, Docker-in-Docker, kind){but}",
         "connections that were open before ramnet started or before a registry was removed",
         "other names on an allowed address: registries that share a CDN with an allowed one",
         "what reaches this machine without a registry: docker load, copied files",

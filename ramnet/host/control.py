@@ -127,7 +127,9 @@ def ask(runtime_dir: str, verb: str, **arguments: Any) -> dict[str, Any]:
         client.settimeout(ASK_SECONDS)
         try:
             client.connect(str(path))
-            client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            # Who has too many clients answers and closes without reading what is asked.
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             with client.makefile("rb") as stream:
                 line = stream.readline(MAX_ANSWER)
             answer = json.loads(line)

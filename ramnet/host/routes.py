@@ -99,7 +99,3 @@ def _index_of(zone: str) -> int | None:
         return int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
     except (OSError, ValueError):  # a zone of a resolv.conf may be any text
         return None
-
-
-def _without_zone(server: Server) -> Server:
-    return type(server)(int(server))

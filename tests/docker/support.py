@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ramnet.lab.lab import Lab
 
-# In mode `observe` each address of a name costs one retransmission, 1 s; what is silently dropped
-# takes Docker 15 s and reads differently.
+# Mode `hold` refuses at once; in mode `observe` each address of a name costs one retransmission,
+# 1 s. What is silently dropped takes Docker 15 s and reads differently.
 REFUSED_SECONDS = 10.0
 BUILT = (
     "built"  # whoever builds has to remove it: nobody can pull its base afresh while it is there

@@ -19,6 +19,7 @@ from ramnet.lab.ramnet import Daemon
 from ramnet.lab.sandbox import HOSTS
 from ramnet.lab.world import CORP, EVIL, GHCR
 from tests.docker.support import BUILT, Said, build, docker, has_buildkit, pull
+from tests.netns.dnsworld import MODES
 from tests.netns.support import STRICT, policy, status
 
 pytestmark = pytest.mark.docker
@@ -101,8 +102,8 @@ class Enforced:
 
 
 @contextmanager
-def enforcing(lab: Lab, text: str | None) -> Iterator[Enforced]:
-    daemon = lab.daemon(text, config=STRICT)
+def enforcing(lab: Lab, text: str | None, config: str = STRICT) -> Iterator[Enforced]:
+    daemon = lab.daemon(text, config=config)
     with lab.capture() as capture:
         yield Enforced(daemon, capture)
     assert daemon.cli("off").returncode == 0
@@ -166,6 +167,26 @@ def test_it_stays_refused_while_the_daemon_is_dead(lab: Lab, enforced: Enforced)
         assert said.refused, said
         assert pull(lab, ALLOWED).worked
         assert enforced.capture.to(GHCR) == ()
+    finally:
+        enforced.daemon.start()
+
+
+def test_mode_observe_refuses_in_the_same_words(
+    lab: Lab, control: Control, enforced: Enforced
+) -> None:
+    """Only later: the first SYN to each address is dropped, its retransmission is refused."""
+    assert status(enforced.daemon)["dns"]["mode"] == "hold"
+    enforced.daemon.stop()
+    try:
+        with enforcing(lab, policy(*LISTED), MODES["observe"]) as observing:
+            for name in ("not-listed-both-families", "other-port-of-an-allowed-address"):
+                case = CASES[name]
+                assert control.pulls[name].worked
+                said = pull(lab, case.reference)
+                assert said.refused, said
+                assert said.seconds > 1
+                assert observing.capture.to(case.addresses, ports=[case.port]) == ()
+            assert pull(lab, ALLOWED).worked
     finally:
         enforced.daemon.start()
 

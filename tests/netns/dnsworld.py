@@ -12,6 +12,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import secrets
 import selectors
 import socket
@@ -37,6 +38,9 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 LEARN_SECONDS = 10.0  # milliseconds on an idle machine
 CONFIG = '[scope]\nmode = "netns"\nweak = "strict"\n'
+OBSERVE = f'{CONFIG}[dns]\nmode = "observe"\n'
+# The two ways to follow answers, for what must hold in both.
+MODES = {"observe": OBSERVE, "hold": f'{CONFIG}[dns]\nmode = "hold"\n'}
 
 
 def policy(*addresses: str) -> str:
@@ -368,6 +372,29 @@ class Clients:
         return Asked(sock, wire, server, client, port)
 
 
+# --- the rules
+
+
+@contextmanager
+def replaced(sandbox: Sandbox, chain: str, which: str, text: str) -> Iterator[None]:
+    """Put ``text`` in the place of the last rule of ramnet's chain with ``which`` in it, and undo.
+
+    A rule that is gone or too much makes the daemon load its table again, within a second. So there
+    are as many rules as before, and there have to be as many jumps.
+    """
+    listing = ["nft", "-a", "list", "chain", "inet", "ramnet", chain]
+    found = re.findall(r"^\t\t(.*) # handle (\d+)$", sandbox.run(listing).stdout, re.MULTILINE)
+    before, handle = [one for one in found if which in one[0]][-1]
+    replace = ["nft", "replace", "rule", "inet", "ramnet", chain, "handle"]
+    sandbox.run([*replace, handle, f'{text} comment "a test"'])
+    try:
+        yield
+    finally:
+        now = re.search(r'comment "a test" # handle (\d+)', sandbox.run(listing).stdout)
+        assert now is not None, "the daemon has loaded its table again"
+        sandbox.run([*replace, now[1], before])
+
+
 # --- what became of it
 
 
@@ -480,6 +507,7 @@ class World:
     lab: Lab
     script: Script
     daemon: Daemon
+    mode: str = "hold"
     _names: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -500,8 +528,13 @@ class World:
         return int(status(self.daemon)["dns"]["ignored"].get(why, 0))
 
     def answers(self) -> int:
-        """Return how many answers were copied to the daemon."""
+        """Return how many answers the daemon took in."""
         return int(status(self.daemon)["dns"]["answers"])
+
+    def held(self) -> tuple[int, int]:
+        """Return how many answers the daemon has seen in mode ``hold``, and how many it held."""
+        hold = status(self.daemon)["dns"]["hold"]
+        return (hold["seen"], hold["held"]) if hold else (0, 0)
 
     def truth(self, clients: Clients, address: str | None = None, server: str = SERVERS[0]) -> str:
         """Have a client ask and the server answer honestly; return the address once learned.

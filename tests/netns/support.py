@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from ramnet.host.control import ask
@@ -37,8 +42,8 @@ REFUSED: tuple[Target, ...] = (
     (DUAL[1], 80),
 )
 
-# A first SYN that is not allowed is dropped, its retransmission after 1 s is answered: 3 s is the
-# next one, and slack for a loaded machine.
+# In mode observe a first SYN that is not allowed is dropped, its retransmission after 1 s is
+# answered: 3 s is the next one, and slack for a loaded machine.
 ATTEMPT_SECONDS = 5.0
 STATE_SECONDS = 5.0
 
@@ -147,17 +152,36 @@ def table(sandbox: Sandbox) -> str:
     return sandbox.run(["nft", "list", "table", "inet", "ramnet"], check=False).stdout
 
 
+def _parent_of(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+@contextmanager
+def hung(daemon: Daemon) -> Iterator[None]:
+    """Stop the daemon's process for a while; nsenter, its parent, stops with it."""
+    pid = daemon.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        os.kill(_parent_of(pid), signal.SIGCONT)
+
+
 @dataclass(frozen=True, slots=True)
 class Ramnet:
-    """Makes daemons in the client of a lab."""
+    """Makes daemons in the client of a lab, with ``config`` unless another one is given."""
 
     lab: Lab
     made: list[Daemon]
+    config: str | None = STRICT
 
     def __call__(
-        self, text: str | None, *, config: str | None = STRICT, start: bool = True
+        self, text: str | None, *, config: str | EllipsisType | None = ..., start: bool = True
     ) -> Daemon:
-        daemon = self.lab.daemon(text, config=config, start=False)
+        chosen = self.config if isinstance(config, EllipsisType) else config
+        daemon = self.lab.daemon(text, config=chosen, start=False)
         self.made.append(daemon)
         if start:
             daemon.start()

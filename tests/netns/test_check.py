@@ -19,6 +19,7 @@ import pytest
 from ramnet.core.kernel import NEEDS, Feature
 from ramnet.lab.lab import Lab
 from ramnet.lab.programs import PYTHON_PATH
+from tests.netns.dnsworld import patched
 from tests.netns.support import CORP_REGISTRY, STRICT, Ramnet, policy, table
 
 pytestmark = pytest.mark.netns
@@ -60,9 +61,10 @@ def test_check_tells_in_json_what_works_and_what_is_used(lab: Lab, tmp_path: Pat
     report = json.loads(done.stdout)
     assert (report["schema"], report["supported"], report["can_run"]) == (1, True, True)
     assert (report["problem"], report["hint"]) == (None, None)
-    assert report["modes"] == {"scope": "netns", "dns": "observe"}
     assert report["kernel"] == os.uname().release
     features = {item["feature"]: item for item in report["features"]}
+    rung = "native" if features["queue"]["present"] else "compat"
+    assert report["modes"] == {"scope": "netns", "dns": "hold", "rung": rung}
     assert set(features) == {str(feature) for feature in Feature}
     for feature, need in NEEDS.items():
         item = features[feature]
@@ -80,8 +82,9 @@ def test_check_tables_the_same_for_people(lab: Lab, tmp_path: Path) -> None:
     assert done.returncode == 0
     for feature in Feature:
         assert f" {feature} " in done.stdout
-    assert "ramnet can run here: scope netns, dns observe" in done.stdout
     report = json.loads(command(lab, "check", "--json", "--config", path).stdout)
+    rungs = f"scope netns, dns hold, rung {report['modes']['rung']}"
+    assert f"ramnet can run here: {rungs}" in done.stdout
     absent = [item for item in report["features"] if not item["present"]]
     assert done.stdout.count("│ NO ") == len(absent)
     flat = " ".join(done.stdout.replace("│", " ").split())
@@ -121,7 +124,6 @@ UNSUPPORTED = {
     "the default for weak scopes": ('[scope]\nmode = "netns"\n', ["weak = 'catalog'"]),
     "weak catalog": ('[scope]\nmode = "netns"\nweak = "catalog"\n', ["weak = 'catalog'"]),
     "weak refuse": ('[scope]\nmode = "netns"\nweak = "refuse"\n', ["weak = 'refuse'"]),
-    "hold": (f'{STRICT}\n[dns]\nmode = "hold"\n', ["DNS mode 'hold' is not in this version"]),
 }
 
 
@@ -155,10 +157,49 @@ def test_no_configuration_file_is_one_without_settings(ramnet: Ramnet) -> None:
     assert "no scope can be chosen by itself" in daemon.log
 
 
-@pytest.mark.parametrize("mode", ["auto", "observe"])
-def test_the_ways_to_follow_dns_that_there_are(ramnet: Ramnet, mode: str) -> None:
-    daemon = ramnet(policy(CORP_REGISTRY), config=f'{STRICT}\n[dns]\nmode = "{mode}"\n')
-    assert daemon.status()["dns"]["mode"] == "observe"
+@pytest.mark.parametrize(
+    ("configured", "mode"), [("auto", "hold"), ("hold", "hold"), ("observe", "observe")]
+)
+def test_the_ways_to_follow_dns_that_there_are(ramnet: Ramnet, configured: str, mode: str) -> None:
+    daemon = ramnet(policy(CORP_REGISTRY), config=f'{STRICT}\n[dns]\nmode = "{configured}"\n')
+    assert daemon.status()["dns"]["mode"] == mode
+
+
+# What probing finds where neither of the two ways to queue a packet is built.
+NO_QUEUE = """
+import ramnet.host.probe as p
+from ramnet.core.kernel import Evidence, Feature
+probe = p.probe
+def without():
+    gone = (Feature.QUEUE, Feature.COMPAT_QUEUE)
+    return probe() | {one: Evidence(one, present=False, evidence="taken away") for one in gone}
+p.probe = without
+"""
+
+
+def test_without_a_queue_answers_are_only_copied(lab: Lab) -> None:
+    why = "the kernel has neither CONFIG_NFT_QUEUE nor xt NFQUEUE"
+    with patched(lab, NO_QUEUE, policy(CORP_REGISTRY), STRICT) as daemon:
+        said = daemon.status()["dns"]
+        assert (said["mode"], said["rung"], said["hold"]) == ("observe", "observe", None)
+        assert why in said["because"]
+        checked = daemon.cli("check", "--json", "--config", str(daemon.config_file))
+        report = json.loads(checked.stdout)
+        assert (checked.returncode, report["modes"]["rung"]) == (0, "observe")
+        daemon.stop()
+        lab.client.run(["nft", "delete", "table", "inet", "ramnet"])
+        # Who insists on holding is told so, instead of being given less.
+        daemon.config_file.write_text(f'{STRICT}\n[dns]\nmode = "hold"\n', encoding="utf-8")
+        daemon.start(wait=False)
+        assert daemon.wait() == 3
+        assert f"DNS mode 'hold' is configured, but {why}" in daemon.log
+        assert "hint: load nft_queue" in daemon.log
+        assert "Traceback" not in daemon.log
+        assert table(lab.client) == ""
+        checked = daemon.cli("check", "--json", "--config", str(daemon.config_file))
+        report = json.loads(checked.stdout)
+        assert (checked.returncode, report["can_run"], report["modes"]) == (3, False, {})
+        assert why in report["problem"]
 
 
 # --- a kernel that cannot
@@ -253,7 +294,7 @@ def test_a_faulty_configuration_is_told_with_its_places(
         (["explain", "quay.io", "--policy", "/nonexistent"], 1, "does not exist"),
         (["explain", "https://quay.io", "--policy", "/nonexistent"], 1, "hint: "),
         (["check", "--config", "/proc/self/mem"], 1, "/proc/self/mem"),
-        (["check", "--config", "/"], 1, "cannot be read"),
+        (["check", "--config", "/"], 1, "not a regular file"),
     ],
 )
 def test_exit_codes(lab: Lab, args: list[str], code: int, words: str) -> None:

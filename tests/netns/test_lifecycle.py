@@ -33,6 +33,7 @@ from tests.netns.support import (
     Ramnet,
     Target,
     attempt,
+    hung,
     policy,
     put_policy,
     status,
@@ -346,10 +347,35 @@ def test_a_table_that_was_replaced_is_repaired(lab: Lab, ramnet: Ramnet) -> None
     """A table of the same name without rules is not ours."""
     daemon = ramnet.enforcing()
     empty = "table inet ramnet\ndelete table inet ramnet\ntable inet ramnet { }\n"
-    lab.client.run(["nft", "-f", "-"], input=empty)
-    assert attempt(lab.client, REFUSED[0]) == {REFUSED[0]: "connected"}, "control: it is open"
+    with hung(daemon):  # it looks once a second
+        lab.client.run(["nft", "-f", "-"], input=empty)
+        assert attempt(lab.client, REFUSED[0]) == {REFUSED[0]: "connected"}, "control: it is open"
     wait_repairs(daemon, 1)
     assert attempt(lab.client, REFUSED[0]) == {REFUSED[0]: "refused"}
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "flush chain inet ramnet judge",
+        "flush chain inet ramnet output",
+        "insert rule inet ramnet judge accept",
+        "insert rule inet ramnet output tcp dport 443 accept",
+    ],
+)
+def test_rules_that_were_taken_out_or_put_in_are_repaired(
+    lab: Lab, ramnet: Ramnet, tampering: str
+) -> None:
+    daemon = ramnet.enforcing()
+    with hung(daemon):  # it looks once a second
+        lab.client.run(["nft", tampering])
+        assert attempt(lab.client, REFUSED[0]) == {REFUSED[0]: "connected"}, "control: it is open"
+    begin = time.monotonic()
+    wait_repairs(daemon, 1)
+    assert time.monotonic() - begin < REPAIR_SECONDS
+    assert "another program changed or removed our table" in daemon.log
+    assert attempt(lab.client, REFUSED[0]) == {REFUSED[0]: "refused"}
+    assert attempt(lab.client, *ALLOWED) == dict.fromkeys(ALLOWED, "connected")
 
 
 def test_our_own_reloads_are_no_repairs(ramnet: Ramnet) -> None:

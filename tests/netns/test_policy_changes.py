@@ -252,7 +252,7 @@ def too_large(daemon: Daemon) -> None:
 NO_POLICY: list[tuple[Callable[[Daemon], None], str]] = [
     (no_file, "does not exist"),
     (no_folder, "does not exist"),
-    (a_folder, "irectory"),
+    (a_folder, "not a regular file"),
     (a_pipe, "not a regular file"),
     (a_loop, "symbolic links"),
     (too_large, "larger than"),

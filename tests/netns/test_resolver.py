@@ -19,7 +19,7 @@ import pytest
 
 from ramnet import __version__
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import Marks
+from ramnet.core.compiler import Rung, Settings
 from ramnet.core.config import Limits
 from ramnet.core.dns import TYPE_A, TYPE_AAAA, Answer
 from ramnet.core.engine import Engine
@@ -599,7 +599,9 @@ def test_leases_outlive_servers_that_died(servers: int, ttl: int, jitter: float)
     """
     name, ip = HostName("registry.example"), IPv4Address(ADDRESS)
     limits = Limits()
-    engine = Engine(load_catalog(), limits, Marks(1, limits.leases_total), date(2026, 1, 1))
+    engine = Engine(
+        load_catalog(), limits, Settings(1, limits.leases_total, Rung.OBSERVE), date(2026, 1, 1)
+    )
     text = policy(name)
     parsed = parse_policy(text, source="p.toml", ramnet_version=__version__)
     engine.handle(PolicyRead(parsed, "digest"), 0.0)
@@ -611,7 +613,9 @@ def test_leases_outlive_servers_that_died(servers: int, ttl: int, jitter: float)
     failures = 0
     while now + attempt <= limits.lease_max_seconds:
         now += attempt
-        assert engine.leases.find(ip, now), f"closed before {now:g} s, after {failures} failures"
+        assert engine.learner.leases.find(ip, now), (
+            f"closed before {now:g} s, after {failures} failures"
+        )
         engine.handle(Unresolved(name, "no answer"), now)
         wait = resolver_module.BACKOFF_FIRST * 2 ** min(failures, 16)
         now += min(wait, resolver_module.BACKOFF_MAX) * (1 - jitter)
