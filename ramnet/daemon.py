@@ -221,6 +221,11 @@ class Daemon:
 
     def _replace(self, table: Table) -> None:
         """Put the whole table in place, with every lease in it."""
+        if self._holder is not None:
+            # The kernel drops what is queued when a base chain goes: nothing is to be by then.
+            with suppress(HostError):  # there may be no table yet
+                self._elements.forget_alive()
+            self._holder.let_go()
         with self._holder.replacing() if self._holder is not None else nullcontext():
             self._nft.apply(render_replace(table))
         if self._modes.rung is Rung.COMPAT:
@@ -284,11 +289,17 @@ class Daemon:
         """Begin to learn: by the threads of mode hold, or from copies in this one."""
         if self._holder is not None:
             self._holder.start()
-            stack.callback(self._holder.stop)
+            stack.callback(self._stop_holding)
             return
         loop = asyncio.get_running_loop()
         loop.add_reader(self._nflog.fileno(), self._read_packets)
         stack.callback(loop.remove_reader, self._nflog.fileno())
+
+    def _stop_holding(self) -> None:
+        with suppress(HostError):  # the table may be gone
+            self._elements.forget_alive()
+        if self._holder is not None:
+            self._holder.stop()
 
     def _from_thread(self, event: TableLost) -> None:
         self._loop.call_soon_threadsafe(self._dispatch, event)

@@ -47,10 +47,18 @@ SEEN_SIZE = 65_536
 # IPv6 and TCP headers with options, and the longest question: what is compared of a query.
 QUERY_BYTES = 512
 
+# Answers a second to one socket that are looked at: far more than a resolver's own cache asks by
+# one, far less than what a flood could make wait for us. The rest pass unread.
+FLOW_RATE = 5_000
+# Sockets whose pace is kept at once; one beyond that is not paced.
+PACED_SIZE = 16_384
+PACED_TIMEOUT = "10s"
+
 # Containers that serve DNS to others, remembered for an hour after the last query.
 CACHE_SIZE = 1024
 CACHE_TIMEOUT = "1h"
 
+PACED = "paced"
 IMPOSTERS = "imposters"
 REFUSED = "refused"
 HELD = "held_first_syn"
@@ -132,6 +140,7 @@ def compile_table(
         *(_pairs(ANSWERERS, version, servers) for version in (4, 6)),
         Set(ALIVE, "inet_proto", ("timeout",), learned=True),
         *(_cache_set(version) for version in (4, 6)),
+        *(_paced_set(version) for version in (4, 6)),
         *(item for item, _ in static),
     ]
     judge = Chain(
@@ -160,7 +169,7 @@ def compile_table(
     )
     answers = Chain("answers", tuple(_answer_rules(settings)), Hook.INPUT, PRIORITY)
     strangers = Chain("strangers", tuple(_stranger_rules(servers)), Hook.PREROUTING, RAW)
-    counters = (Counter(REFUSED), Counter(HELD), Counter(IMPOSTERS))
+    counters = tuple(map(Counter, (REFUSED, HELD, IMPOSTERS, PACED)))
     chains = (judge, *_believed(settings.rung), strangers, output, answers)
     if blocks_answers(containers, settings.rung):
         chains = (*chains, *_forwarded(settings.rung))
@@ -227,11 +236,12 @@ def _second_chance(rung: Rung) -> Iterator[Rule]:
 def _query_rules(settings: Settings) -> Iterator[Rule]:
     """Mark the flow of each query to a trusted resolver, and log a copy of the query."""
     for version, ip in _FAMILIES:
-        for protocol in ("udp", "tcp"):
+        # A TCP segment may hold many queries, and a query may lie across two.
+        for protocol, snaplen in (("udp", f" snaplen {QUERY_BYTES}"), ("tcp", "")):
             yield Rule(
                 f"{protocol} dport 53 {ip} daddr . oif @{RESOLVERS}{version}"
                 f" ct mark set ct mark or {settings.ct_dns:#010x}"
-                f" log group {NFLOG_GROUP} snaplen {QUERY_BYTES}"
+                f" log group {NFLOG_GROUP}{snaplen}"
             )
 
 
@@ -255,12 +265,19 @@ def _believed(rung: Rung) -> tuple[Chain, ...]:
     copy = Rule(f"log group {NFLOG_GROUP}")
     if rung is Rung.OBSERVE:
         return (Chain("believed", (copy,)),)
+    paced = tuple(
+        Rule(
+            f"update @paced{v} {{ {ip} saddr . udp dport limit rate over {FLOW_RATE}/second"
+            f" burst {FLOW_RATE} packets }} counter name {PACED} accept"
+        )
+        for v, ip in _FAMILIES
+    )
     if rung is Rung.NATIVE:
         hold = Rule(f"meta l4proto @{ALIVE} queue flags bypass to {QUEUE}")
-        return (Chain("believed", (hold, copy)),)
+        return (Chain("believed", (*paced, hold, copy)),)
     return (
         Chain(COMPAT_CHAIN, (), learned=True),
-        Chain("believed", (Rule(f"meta l4proto @{ALIVE} jump {COMPAT_CHAIN}"), copy)),
+        Chain("believed", (*paced, Rule(f"meta l4proto @{ALIVE} jump {COMPAT_CHAIN}"), copy)),
     )
 
 
@@ -273,6 +290,12 @@ def _cache_set(version: int) -> Set:
     flags = ("dynamic", "timeout")
     size, timeout = CACHE_SIZE, CACHE_TIMEOUT
     return Set(f"caches{version}", f"ipv{version}_addr", flags, size, timeout, learned=True)
+
+
+def _paced_set(version: int) -> Set:
+    kind = f"ipv{version}_addr . inet_service"
+    flags = ("dynamic", "timeout")
+    return Set(f"paced{version}", kind, flags, PACED_SIZE, PACED_TIMEOUT, learned=True)
 
 
 def _forwarded(rung: Rung) -> tuple[Chain, ...]:

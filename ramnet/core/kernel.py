@@ -75,6 +75,7 @@ class Feature(StrEnum):
     LOG = "log"
     NFLOG = "nflog"
     IIF_KIND = "iif-kind"
+    LIMIT = "rate-limit"
     QUEUE = "queue"
     COMPAT_QUEUE = "compat-queue"
     SOCKET_CGROUP = "socket-cgroupv2"
@@ -168,6 +169,12 @@ NEEDS: Mapping[Feature, Need] = {
         option="kernel 5.6 or later",
         cost="a container could keep DNS answers from being believed",
         remedy="use kernel 5.6 or later; " + _WSL,
+    ),
+    Feature.LIMIT: Need(
+        required=True,
+        option="CONFIG_NFT_LIMIT",
+        cost="a flood of DNS answers to one program would keep those of others waiting",
+        remedy=_LOAD.format("nft_limit") + "; " + _WSL,
     ),
     Feature.QUEUE: Need(
         required=False,

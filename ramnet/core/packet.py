@@ -19,6 +19,7 @@ _IPV6_HEADER: Final = 40  # without extension headers (RFC 8200)
 _UDP: Final = struct.Struct("!HHHH")  # source port, destination port, length, checksum
 _TCP: Final = struct.Struct("!HHIIBBHHH")  # ports, sequence, acknowledgement, offset, flags, ...
 _UDP_PROTOCOL: Final = bytes((IPPROTO_UDP,))
+_TCP_PROTOCOL: Final = bytes((IPPROTO_TCP,))
 
 TCP_FIN: Final = 0x01
 TCP_SYN: Final = 0x02
@@ -77,6 +78,14 @@ def udp_payload_at(packet: bytes) -> int | None:
     if packet[0] >> 4 == 4:  # noqa: PLR2004
         return (packet[0] & 0x0F) * 4 + _UDP.size if packet[9:10] == _UDP_PROTOCOL else None
     return _IPV6_HEADER + _UDP.size if packet[6:7] == _UDP_PROTOCOL else None
+
+
+def tcp_ends(packet: bytes) -> bytes:
+    """Return addresses and ports of a TCP packet as they stand in it; empty for anything else."""
+    if packet[:1] and packet[0] >> 4 == 4:  # noqa: PLR2004
+        start = (packet[0] & 0x0F) * 4
+        return packet[12:20] + packet[start : start + 4] if packet[9:10] == _TCP_PROTOCOL else b""
+    return packet[8:44] if packet[6:7] == _TCP_PROTOCOL else b""
 
 
 def parse_packet(packet: Packet, *, cut: bool = False) -> Datagram | Segment | None:

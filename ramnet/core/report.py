@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ramnet.core.compiler import HELD, IMPOSTERS, REFUSED, Rung
+from ramnet.core.compiler import HELD, IMPOSTERS, PACED, REFUSED, Rung
 from ramnet.core.engine import Engine, Plan, State
 from ramnet.core.explain import Explanation
 from ramnet.core.kernel import Feature
@@ -85,6 +85,7 @@ def _dns(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
         "ignored": {str(why): count for why, count in sorted(engine.learner.ignored.items())},
         "copies_lost": facts.lost,
         "imposters": facts.counters.get(IMPOSTERS, 0),
+        "paced": facts.counters.get(PACED, 0),
         "blocked": engine.blocker.blocked,
         "hold": facts.hold,
     }

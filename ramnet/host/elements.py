@@ -234,6 +234,15 @@ class Elements:
             steps += _renewal(full, self._body(ALIVE.encode(), key))
         self._commit(steps, f"refreshing set {ALIVE}")
 
+    def forget_alive(self) -> None:
+        """Let answers pass from now on, as when the daemon were dead."""
+        steps: list[_Step] = []
+        for protocol in (IPPROTO_TCP, IPPROTO_UDP):
+            key = _key(bytes((protocol,)))
+            full = self._body(ALIVE.encode(), key + _timeout(ALIVE_SECONDS))
+            steps += _renewal(full, self._body(ALIVE.encode(), key))[:2]
+        self._commit(steps, f"emptying set {ALIVE}")
+
     def counters(self) -> dict[str, int]:
         """Return the packets of each named counter; none where there is no table.
 

@@ -23,6 +23,7 @@ from ramnet.core.compiler import ALLOW, TABLE, Held
 from ramnet.core.engine import Engine
 from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
 from ramnet.core.leases import Key
+from ramnet.core.packet import tcp_ends
 from ramnet.errors import HostError
 from ramnet.host.elements import Element, Elements
 from ramnet.host.nflog import BURST as COPIES
@@ -93,8 +94,8 @@ class Holder:
         self._report = report
         self._work: SimpleQueue[_Work | threading.Event | None] = SimpleQueue()
         # What waits, by its number, and since when: the reader adds, both remove.
-        self._held: dict[int, float] = {}
-        self._failed: deque[_Work] = deque()
+        self._held: dict[int, tuple[float, bytes]] = {}
+        self._failed: deque[_Work] = deque(maxlen=MAX_WORK)
         # How many submitted updates name a key.
         self._pending: dict[Key, int] = {}
         self._counting = threading.Lock()
@@ -123,10 +124,7 @@ class Holder:
         self._work.put(None)
         for thread in self._threads:
             thread.join()
-        for ident in list(self._held):
-            self._queue.accept(ident)
-        while (queued := self._queue.receive()) is not None:
-            self._queue.accept(queued.ident)
+        self.let_go()
         self._queue.close()
         os.close(self._wake)
         os.close(self._waker)
@@ -244,11 +242,17 @@ class Holder:
             if not writes and not any(key in self._pending for key in keys):
                 if lessons:  # not what nobody asked: the same answer may be to another's query
                     learner.settled(queued.packet, now)
-                passed.append(queued.ident)
-                return
+                if not self._overtakes(queued.packet):
+                    passed.append(queued.ident)
+                    return
             counters.held += 1
-            self._held[queued.ident] = now
+            self._held[queued.ident] = now, tcp_ends(queued.packet)
             self._submit(writes, keys, queued.ident, now)
+
+    def _overtakes(self, packet: bytes) -> bool:
+        """Tell whether a TCP segment may repeat or follow one of its stream that is held."""
+        ends = tcp_ends(packet)
+        return bool(ends) and any(ends == other for _, other in list(self._held.values()))
 
     def _forward(self, queued: Queued, passed: list[int]) -> None:
         """Judge an answer that a container is to hear; it teaches nothing."""
@@ -279,7 +283,7 @@ class Holder:
 
     def _release_overdue(self) -> None:
         limit = time.monotonic() - DEADLINE
-        for ident, since in list(self._held.items()):
+        for ident, (since, _) in list(self._held.items()):
             if since > limit:
                 return  # in order of their coming
             if self._held.pop(ident, None) is not None:
@@ -304,17 +308,24 @@ class Holder:
 
     def _carry_out(self, elements: Elements, work: _Work) -> None:
         try:
-            with self._writing:
-                for command in work.writes if work.epoch == self._epoch else ():
-                    elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
+            try:
+                self._write_now(elements, work)
+            except HostError:
+                self.counters.write_failures += 1
+                # Once more: to replace the table, which is the other way out, ends every wait.
+                self._write_now(elements, work)
         except HostError as err:
-            self.counters.write_failures += 1
             self._failed.append(work)  # released when the table is back, or by its deadline
             self._report(TableLost(err.message))
         else:
             self._release(work)
         finally:
             self._settle(work)
+
+    def _write_now(self, elements: Elements, work: _Work) -> None:
+        with self._writing:
+            for command in work.writes if work.epoch == self._epoch else ():
+                elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
 
     def _settle(self, work: _Work) -> None:
         with self._counting:
@@ -335,6 +346,18 @@ class Holder:
         took = (time.monotonic() - work.since) * 1e6
         bucket = next((limit for limit in HOLD_BUCKETS if took <= limit), HOLD_BUCKETS[-1])
         self.counters.hold_times[bucket] += 1
+
+    def let_go(self) -> None:
+        """Release all that waits: to replace the table makes the kernel drop it.
+
+        The kernel flushes every queue of the namespace when a base chain goes away.
+        """
+        for ident in list(self._held):
+            if self._held.pop(ident, None) is not None:
+                self.counters.released_late += 1
+                self._queue.accept(ident)
+        while (queued := self._queue.receive()) is not None:
+            self._queue.accept(queued.ident)
 
     def table_is_back(self) -> None:
         """Release what failed: a table that was loaded again holds every lease."""

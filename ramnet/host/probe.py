@@ -66,6 +66,9 @@ _TRIALS: Mapping[Feature, _Trial] = {
     Feature.REJECT: _rule("meta l4proto tcp reject with tcp reset", "tcp reset"),
     Feature.LOG: _rule(f"udp dport 53 log group {_GROUP}", f"log group {_GROUP}"),
     Feature.IIF_KIND: _rule('meta iifkind "bridge" counter', "iifkind", hook=Hook.INPUT),
+    Feature.LIMIT: _rule(
+        "update @s { ip saddr limit rate over 100/second } drop", "limit rate over", _DYNAMIC
+    ),
     Feature.QUEUE: _rule(
         "udp sport 53 queue flags bypass to 1", "queue flags bypass", hook=Hook.INPUT
     ),

@@ -12,6 +12,7 @@ from ramnet.core.compiler import (
     HELD,
     IMPOSTERS,
     NFLOG_GROUP,
+    PACED,
     PRIORITY,
     REFUSED,
     TABLE,
@@ -180,7 +181,7 @@ def test_an_expired_entry_counts_for_nothing() -> None:
 def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
     table = compiled(None)
     assert (table.name, table.flags) == (TABLE, ())
-    assert table.counters == (Counter(REFUSED), Counter(HELD), Counter(IMPOSTERS))
+    assert table.counters == tuple(map(Counter, (REFUSED, HELD, IMPOSTERS, PACED)))
     assert elements(table) == {
         "judged": ("80", "443", "5000"),
         "allow4": (),
@@ -194,6 +195,8 @@ def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
         "alive": (),
         "caches4": (),
         "caches6": (),
+        "paced4": (),
+        "paced6": (),
     }
     assert rules(table, "judge") == [
         "tcp dport != @judged accept",
@@ -231,15 +234,22 @@ def test_queries_and_answers_are_tied_together_by_the_mark() -> None:
     assert (sizes["allow4"], sizes["allow6"]) == (512, 512)
 
 
+PACE_RULES = [
+    f"update @paced{version} {{ {ip} saddr . udp dport limit rate over 5000/second"
+    " burst 5000 packets } counter name paced accept"
+    for version, ip in ((4, "ip"), (6, "ip6"))
+]
+
+
 @pytest.mark.parametrize(
     ("rung", "believed"),
     [
         (Rung.OBSERVE, ["log group 7261"]),
         (
             Rung.NATIVE,
-            ["meta l4proto @alive queue flags bypass to 7261", "log group 7261"],
+            [*PACE_RULES, "meta l4proto @alive queue flags bypass to 7261", "log group 7261"],
         ),
-        (Rung.COMPAT, ["meta l4proto @alive jump hold", "log group 7261"]),
+        (Rung.COMPAT, [*PACE_RULES, "meta l4proto @alive jump hold", "log group 7261"]),
     ],
 )
 def test_what_becomes_of_an_answer(rung: Rung, believed: list[str]) -> None:
@@ -289,7 +299,9 @@ def test_what_claims_to_be_a_resolver_by_another_way_is_not_tracked() -> None:
 
 def test_which_sets_are_learned() -> None:
     learned = {item.name for item in compiled(policy("localhost:*")).sets if item.learned}
-    sets = {f"{name}{version}" for name in ("allow", "seen", "caches") for version in (4, 6)}
+    sets = {
+        f"{name}{version}" for name in ("allow", "seen", "caches", "paced") for version in (4, 6)
+    }
     assert learned == sets | {"alive"}
 
 

@@ -103,6 +103,7 @@ ROW: dict[Feature, str] = {
     Feature.CT_ORIGINAL: "ct-log",
     Feature.REJECT: "reject",
     Feature.LOG: "ct-log",
+    Feature.LIMIT: "ct-log",
     Feature.NFLOG: "nflog",
     Feature.QUEUE: "queue",
     Feature.COMPAT_QUEUE: "compat",
@@ -114,7 +115,13 @@ SINCE = {Feature.OWNER: (5, 12), Feature.IIF_KIND: (5, 6)}
 SOCKET_CGROUP_SINCE = (5, 13)
 
 SETS = {Feature.SETS, Feature.TIMEOUTS, Feature.INTERVALS, Feature.DYNAMIC}
-CT_LOG = {Feature.CONNTRACK, Feature.CT_MARK, Feature.CT_ORIGINAL, Feature.LOG}
+CT_LOG = {
+    Feature.CONNTRACK,
+    Feature.CT_MARK,
+    Feature.CT_ORIGINAL,
+    Feature.LOG,
+    Feature.LIMIT,
+}
 WHY_NOT: dict[str, set[Feature]] = {
     "WSL2 5.4": SETS | CT_LOG | {Feature.REJECT, Feature.IIF_KIND},
     "WSL2 5.10.74": CT_LOG | {Feature.REJECT},

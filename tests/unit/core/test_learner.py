@@ -58,7 +58,8 @@ def test_an_answer_is_a_lesson_with_what_must_be_written() -> None:
 
 def test_an_answer_over_tcp_in_pieces() -> None:
     found = taught()
-    found.queries.add(tcp(framed(question(NAME)), 1, query=True), 0.0)
+    found.queries.add(tcp(b"", 0, TCP_SYN, query=True), 0.0)
+    found.queries.add(tcp(framed(question(NAME)) * 2, 1, query=True), 0.0)
     data = framed(reply(NAME, ONE)) + framed(reply(NAME, TWO))
     assert found.packet(tcp(b"", 99, TCP_SYN | 0x10), 0.0) == []
     assert found.packet(tcp(data[:10], 100), 0.0) == []

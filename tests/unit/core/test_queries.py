@@ -7,7 +7,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ramnet.core.packet import Flow
+from ramnet.core.packet import TCP_SYN, Flow
 from ramnet.core.queries import QUERY_SECONDS, QueryLog
 from tests.unit.core.support import CLIENT, SERVER, question, udp
 
@@ -16,8 +16,8 @@ ANSWER = Flow(SERVER.packed, 53, CLIENT.packed, 40_000)
 ASKED = question(NAME)[12:]
 
 
-def tcp(payload: bytes, port: int = 40_000) -> bytes:
-    body = struct.pack("!HHIIBBHHH", port, 53, 1, 0, 0x50, 0x18, 0, 0, 0) + payload
+def tcp(payload: bytes, port: int = 40_000, *, sequence: int = 1, flags: int = 0x18) -> bytes:
+    body = struct.pack("!HHIIBBHHH", port, 53, sequence, 0, 0x50, flags, 0, 0, 0) + payload
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 6, 0)
     return head + CLIENT.packed + SERVER.packed + body
 
@@ -49,11 +49,15 @@ def test_over_ipv6() -> None:
 def test_over_tcp_with_any_framing(before: bytes) -> None:
     mine = question(NAME)
     payload = b"".join(len(m).to_bytes(2, "big") + m for m in (before, mine) if m)
-    assert log(tcp(payload)).asked(ANSWER, 7, ASKED, 0.0)
-    # The two octets of the length may have gone ahead in a segment of their own.
-    assert log(tcp(mine)).asked(ANSWER, 7, ASKED, 0.0)
-    assert not log(tcp(payload)).asked(ANSWER, 8, ASKED, 0.0)
-    assert not log(tcp(payload, 40_001)).asked(ANSWER, 7, ASKED, 0.0)
+    syn = tcp(b"", sequence=0, flags=TCP_SYN)
+    assert log(syn, tcp(payload)).asked(ANSWER, 7, ASKED, 0.0)
+    for cut in range(1, len(payload)):
+        pieces = tcp(payload[:cut]), tcp(payload[cut:], sequence=1 + cut)
+        assert log(syn, *pieces).asked(ANSWER, 7, ASKED, 0.0), f"cut at {cut}"
+    assert not log(syn, tcp(payload[:-1])).asked(ANSWER, 7, ASKED, 0.0), "not all of it has left"
+    assert not log(syn, tcp(payload)).asked(ANSWER, 8, ASKED, 0.0)
+    assert not log(syn, tcp(payload, 40_001)).asked(ANSWER, 7, ASKED, 0.0)
+    assert not log(tcp(payload)).asked(ANSWER, 7, ASKED, 0.0), "the beginning was not seen"
 
 
 @pytest.mark.parametrize(

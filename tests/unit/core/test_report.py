@@ -94,6 +94,7 @@ def test_the_keys_of_status() -> None:
         "ignored",
         "copies_lost",
         "imposters",
+        "paced",
         "blocked",
         "hold",
     }
