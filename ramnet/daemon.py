@@ -30,7 +30,6 @@ from ramnet.core.compiler import (
     Settings,
 )
 from ramnet.core.config import Config
-from ramnet.core.dns import DNS_PORT
 from ramnet.core.engine import Engine
 from ramnet.core.events import (
     Command,
@@ -69,7 +68,6 @@ from ramnet.host.probe import probe
 from ramnet.host.queue import NfQueue
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
-from ramnet.host.sockets import owners_of
 
 TICK_SECONDS = 1.0
 # Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
@@ -365,20 +363,23 @@ class Daemon:
         files = [FollowedFile(resolvconf.PATH), FollowedFile(resolvconf.UPSTREAMS)]
         while True:
             await self._find_resolvers(routes)
-            owners = self._owners()
             for turn in count(1):
                 await asyncio.sleep(POLL_SECONDS)
                 moved = [file.changed() for file in files]  # every one is to be looked at
                 if turn % OWNERS_EVERY == 0:
-                    moved.append(self._owners() != owners)
+                    moved.append(await self._moved_here(routes))
                 if routes.changed.is_set() or any(moved):
                     break
             await asyncio.sleep(SETTLE_SECONDS)
             routes.changed.clear()
 
-    def _owners(self) -> list[frozenset[int]]:
-        """Return who answers for each resolver on this machine; it may be restarted any time."""
-        return [owners_of(server, DNS_PORT) for server in self._engine.local_resolvers]
+    async def _moved_here(self, routes: Routes) -> bool:
+        """Tell whether a resolver at an address of this machine is answered for by others now.
+
+        Neither a restart under another user nor a change of NAT rules says a word.
+        """
+        known = self._engine.local_resolvers
+        return await routes.resolvers(item.address for item in known) != known
 
     async def _find_resolvers(self, routes: Routes) -> None:
         servers = self._config.dns.servers or resolvconf.read()

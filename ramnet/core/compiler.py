@@ -27,6 +27,9 @@ ALLOW = "allow"
 # one that the client asked for.
 PRIORITY = -160
 RAW = -300  # before conntrack
+# Behind the NAT of what comes in (100): only there does the answer of a resolver that the machine
+# redirects its queries to have the source that was asked.
+AFTER_NAT = 110
 
 # A queue, like a group, has one owner.
 QUEUE = 7261
@@ -167,7 +170,7 @@ def compile_table(
         Hook.OUTPUT,
         PRIORITY,
     )
-    answers = Chain("answers", tuple(_answer_rules(settings)), Hook.INPUT, PRIORITY)
+    answers = Chain("answers", tuple(_answer_rules(settings)), Hook.INPUT, AFTER_NAT)
     strangers = Chain("strangers", tuple(_stranger_rules(servers)), Hook.PREROUTING, RAW)
     counters = tuple(map(Counter, (REFUSED, HELD, IMPOSTERS, PACED)))
     chains = (judge, *_believed(settings.rung), strangers, output, answers)
@@ -313,7 +316,7 @@ def _forwarded(rung: Rung) -> tuple[Chain, ...]:
     answers = tuple(
         Rule(
             "meta l4proto udp ct direction reply ct original proto-dst 53"
-            f" {ip} daddr != @caches{v} meta l4proto @{ALIVE} {hold}"
+            f" {ip} saddr != @caches{v} {ip} daddr != @caches{v} meta l4proto @{ALIVE} {hold}"
         )
         for v, ip in _FAMILIES
     )

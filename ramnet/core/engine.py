@@ -118,10 +118,10 @@ class Engine:
         return self._applied
 
     @property
-    def local_resolvers(self) -> tuple[Addr, ...]:
-        """The trusted resolvers that are sockets of this machine."""
+    def local_resolvers(self) -> tuple[Resolver, ...]:
+        """The trusted resolvers at addresses of this machine, redirected or not."""
         found = self._wanted.resolvers
-        return tuple(item.address for item in found if item.owners is not None)
+        return tuple(item for item in found if item.owners is not None or not item.direct)
 
     @property
     def state(self) -> State:

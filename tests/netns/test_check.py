@@ -110,7 +110,7 @@ def test_check_works_beside_a_running_daemon(lab: Lab, ramnet: Ramnet) -> None:
 
 
 def table_without_times(lab: Lab) -> str:
-    return lab.client.run(["nft", "-s", "-a", "list", "table", "inet", "ramnet"]).stdout
+    return lab.client.run(["nft", "-s", "-a", "-t", "list", "table", "inet", "ramnet"]).stdout
 
 
 # --- a configuration that this version cannot enforce

@@ -9,6 +9,7 @@ import pytest
 
 from ramnet.core.allow import REGISTRY_PORTS, Grant
 from ramnet.core.compiler import (
+    AFTER_NAT,
     HELD,
     IMPOSTERS,
     NFLOG_GROUP,
@@ -227,8 +228,11 @@ def test_queries_and_answers_are_tied_together_by_the_mark() -> None:
         " ct mark and 0x00000040 == 0x00000040 ct original ip6 daddr . iif @answerers6"
         " jump believed"
     )
-    for name, hook in (("output", Hook.OUTPUT), ("answers", Hook.INPUT)):
-        assert (chain(table, name).hook, chain(table, name).priority) == (hook, PRIORITY)
+    for name, hook, priority in (
+        ("output", Hook.OUTPUT, PRIORITY),
+        ("answers", Hook.INPUT, AFTER_NAT),
+    ):
+        assert (chain(table, name).hook, chain(table, name).priority) == (hook, priority)
     assert chain(table, "judge").hook is None
     sizes = {item.name: item.size for item in table.sets}
     assert (sizes["allow4"], sizes["allow6"]) == (512, 512)
