@@ -111,9 +111,12 @@ def _reload(client: Sandbox, daemon: Daemon) -> dict[str, float]:
         raise AssertionError("the daemon did not read the elements back")
     table = client.run(["nft", "list", "table", "inet", "ramnet"], check=True).stdout
     peer_file = daemon.policy_file.with_name("peer.nft")
-    peer_file.write_text("table inet peer\ndelete table inet peer\n" + table.replace(
-        "table inet ramnet", "table inet peer"
-    ).replace("hook output", "hook forward").replace("group 7261", "group 7262"))
+    peer_file.write_text(
+        "table inet peer\ndelete table inet peer\n"
+        + table.replace("table inet ramnet", "table inet peer")
+        .replace("hook output", "hook forward")
+        .replace("group 7261", "group 7262")
+    )
     took, peer = [], []
     for turn in range(RUNS):
         policy = POLICY.replace('"bench"', f'"bench {turn}"')

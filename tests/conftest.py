@@ -5,7 +5,7 @@ test is imported. A test that forgets to make a namespace therefore loads its ru
 one, and no packet leaves the machine. Each privileged test checks this again, and at the end the
 machine's own namespace must not have gained a table of ours.
 
-``netns`` and ``docker`` tests are skipped where they cannot run. With ``CI=true`` or
+``netns``, ``docker`` and ``vm`` tests are skipped where they cannot run. With ``CI=true`` or
 ``RAMNET_REQUIRE_ALL=1`` a privileged test that does not run is a failure, whoever skipped it.
 """
 
@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 PROGRAMS = {
     "netns": ("ip", "nft", "nsenter", "unshare"),
     "docker": ("ip", "nft", "nsenter", "unshare", "dockerd", "docker", "docker-registry"),
+    "vm": ("apt-get", "mkfs.ext4", "mmdebstrap", "nsenter", "qemu-system-x86_64", "setpriv"),
 }
 CLONE_NEWNET = 0x40000000
 OWN_NETNS = Path("/proc/thread-self/ns/net")
