@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -19,7 +19,6 @@ from ramnet import __version__
 from ramnet.core.allow import allow_list
 from ramnet.core.catalog import load_catalog
 from ramnet.core.compiler import (
-    ALIVE_SECONDS,
     ALLOW,
     COMPAT_CHAIN,
     NFLOG_GROUP,
@@ -72,8 +71,6 @@ from ramnet.host.routes import Routes
 TICK_SECONDS = 1.0
 # Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
 OWNERS_EVERY = round(2 / POLL_SECONDS)
-# The heartbeat of mode hold: three in the time that the kernel waits for one.
-HEARTBEAT_SECONDS = ALIVE_SECONDS / 3.5
 # How long set updates in line may take before a policy change gives up and is tried again.
 FLUSH_SECONDS = 2.0
 # Routes change in bursts: an interface that comes up announces itself a dozen times.
@@ -219,19 +216,23 @@ class Daemon:
 
     def _replace(self, table: Table) -> None:
         """Put the whole table in place, with every lease in it."""
-        if self._holder is not None:
-            # The kernel drops what is queued when a base chain goes: nothing is to be by then.
-            with suppress(HostError):  # there may be no table yet
-                self._elements.forget_alive()
-            self._holder.let_go()
-        with self._holder.replacing() if self._holder is not None else nullcontext():
-            self._nft.apply(render_replace(table))
+        if self._holder is None:
+            self._replace_now(table)
+            return
+        # The kernel drops what is queued when a base chain goes: nothing is to be by then.
+        self._holder.let_go(self._elements)
+        try:
+            with self._holder.replacing():
+                self._replace_now(table)
+            self._holder.table_is_back()
+        finally:
+            self._holder.hold_again(self._elements)
+
+    def _replace_now(self, table: Table) -> None:
+        self._nft.apply(render_replace(table))
         if self._modes.rung is Rung.COMPAT:
             self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
         self._identity = self._elements.identity()
-        if self._holder is not None:
-            self._elements.refresh_alive()
-            self._holder.table_is_back()
 
     def _update(self, before: Table, command: LoadTable) -> None:
         """Change the rules around the learned sets.
@@ -294,10 +295,8 @@ class Daemon:
         stack.callback(loop.remove_reader, self._nflog.fileno())
 
     def _stop_holding(self) -> None:
-        with suppress(HostError):  # the table may be gone
-            self._elements.forget_alive()
         if self._holder is not None:
-            self._holder.stop()
+            self._holder.stop(self._elements)
 
     def _from_thread(self, event: TableLost) -> None:
         self._loop.call_soon_threadsafe(self._dispatch, event)
@@ -332,7 +331,7 @@ class Daemon:
                 group.create_task(self._follow_policy()),
                 group.create_task(self._follow_resolvers(routes)),
                 group.create_task(self._tick()),
-                group.create_task(self._beat()),
+                group.create_task(self._watch_threads()),
             ]
             await self._stop.wait()
             for worker in workers:
@@ -399,15 +398,12 @@ class Daemon:
                     self._dispatch(TableLost("another program changed or removed our table"))
             self._dispatch(Tick(today()))
 
-    async def _beat(self) -> None:
-        """Keep the kernel holding answers for us, as long as the threads are well."""
-        while self._holder is not None and self._holder.failure is None:
-            if self._holder.well:
-                with suppress(HostError):  # the table is gone; the tick sees to it
-                    self._elements.refresh_alive()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-        if self._holder is not None:
-            raise HostError(f"the DNS threads ended: {self._holder.failure!r}")
+    async def _watch_threads(self) -> None:
+        """End with the threads of mode hold, should one of them fail."""
+        while self._holder is not None:
+            if self._holder.failure is not None:
+                raise HostError(f"the DNS threads ended: {self._holder.failure!r}")
+            await asyncio.sleep(TICK_SECONDS)
 
     # Control
 

@@ -58,6 +58,7 @@ NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
 NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO = 1, 2, 3
 
 NFPROTO_INET = 1
+NFPROTO_IPV4 = 2
 _NFGEN_INET = netlink.NFGEN.pack(NFPROTO_INET, 0, 0)
 
 # nft prints and accepts comments of at most 128 bytes (NFTNL_UDATA_COMMENT_MAXLEN), with the NUL.
@@ -203,7 +204,7 @@ class Elements:
             if _text(found[NFTA_CHAIN_TABLE]) == self._table:
                 yield _text(found[NFTA_CHAIN_NAME]), int.from_bytes(found[NFTA_CHAIN_USE], "big")
 
-    def append_queue_rule(self, chain: str, queue: int) -> None:
+    def append_queue_rule(self, chain: str, queue: int, *, family: int = NFPROTO_INET) -> None:
         """Append a rule that queues every packet, by xt's NFQUEUE through nft_compat.
 
         For kernels without nft's own queue expression; nft's language cannot say it. A queue
@@ -217,7 +218,7 @@ class Elements:
         )
         expression = attribute(NFTA_EXPR_NAME, b"target\0") + nested(NFTA_EXPR_DATA, target)
         body = (
-            _NFGEN_INET
+            netlink.NFGEN.pack(family, 0, 0)
             + attribute(NFTA_RULE_TABLE, self._table.encode() + b"\0")
             + attribute(NFTA_RULE_CHAIN, chain.encode() + b"\0")
             + nested(NFTA_RULE_EXPRESSIONS, nested(NFTA_LIST_ELEM, expression))

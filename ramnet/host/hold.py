@@ -1,9 +1,10 @@
 """Mode ``hold``: a DNS answer waits in the kernel until the set knows what it says.
 
-Two threads. The reader takes answers from the queue and lets pass at once whatever teaches nothing
-or nothing new. What needs a set update goes to the writer, which releases the answer when the
-kernel has acknowledged; a slow update therefore delays its own answer and no other. An answer is
-never held for longer than ``DEADLINE``: then it passes, is counted, and the update follows late.
+Two threads (and one for the heartbeat). The reader takes answers from the queue and lets pass at
+once whatever teaches nothing or nothing new. What needs a set update goes to the writer, which
+releases the answer when the kernel has acknowledged; a slow update therefore delays its own answer
+and no other. An answer is never held for longer than ``DEADLINE``: then it passes, is counted, and
+the update follows late.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from ramnet.core.compiler import ALLOW, TABLE, Held
+from ramnet.core.compiler import ALIVE_SECONDS, ALLOW, TABLE, Held
 from ramnet.core.engine import Engine
 from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
 from ramnet.core.leases import Key
@@ -40,11 +41,15 @@ BURST = 32
 COPY_ROUNDS = 128
 # Updates in line for a writer that is stuck; beyond that answers pass unread, and are counted.
 MAX_WORK = 16_384
+# However slow the machine: then the verdicts go out, and the deadlines are looked at.
+TURN_SECONDS = 0.02
 # How often a reader without work looks whether it is to stop, or a deadline has come.
 IDLE_MILLISECONDS = 250
 HELD_MILLISECONDS = 10
 # A reader that has not come round for this long is stuck: answers are to pass without it.
 STUCK_SECONDS = 0.6
+# The heartbeat: three in the time that the kernel waits for one.
+HEARTBEAT_SECONDS = ALIVE_SECONDS / 3.5
 # The upper bounds of the histogram of hold times, in microseconds.
 HOLD_BUCKETS = (50, 100, 200, 500, 1_000, 5_000, 50_000, 1_000_000)
 
@@ -103,13 +108,16 @@ class Holder:
         # before is in it, or is not allowed any more.
         self._writing = threading.Lock()
         self._epoch = 0
-        self._stopping = False
+        self._stopping = threading.Event()
+        # Whether everything is let go of at the moment: nothing new is to be held.
+        self._letting_go = False
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.failure: BaseException | None = None
         self._turned = time.monotonic()
         self._threads = (
             threading.Thread(target=self._guard, args=(self._read,), name="hold-reader"),
             threading.Thread(target=self._guard, args=(self._write,), name="hold-writer"),
+            threading.Thread(target=self._guard, args=(self._beat,), name="hold-heartbeat"),
         )
 
     def start(self) -> None:
@@ -117,14 +125,14 @@ class Holder:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def stop(self, elements: Elements) -> None:
         """Finish what is being written, let everything pass, end both threads."""
-        self._stopping = True
+        self._stopping.set()
         os.write(self._waker, b"x")
         self._work.put(None)
         for thread in self._threads:
             thread.join()
-        self.let_go()
+        self.let_go(elements)
         self._queue.close()
         os.close(self._wake)
         os.close(self._waker)
@@ -184,16 +192,20 @@ class Holder:
         poll = select.poll()
         for descriptor in (self._queue.fileno(), self._queries.fileno(), self._wake):
             poll.register(descriptor, select.POLLIN)
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._turned = time.monotonic()
             poll.poll(HELD_MILLISECONDS if self._held else IDLE_MILLISECONDS)
             self._take_queries()
             passed: list[int] = []
+            end = time.monotonic() + TURN_SECONDS
             for _ in range(BURST):
                 queued = self._queue.receive()
                 if queued is None:
                     break
                 self._take(queued, passed)
+                self._turned = time.monotonic()
+                if self._turned > end:
+                    break
             self._pass(passed)
             if self._held:
                 self._release_overdue()
@@ -290,6 +302,26 @@ class Holder:
                 self.counters.released_late += 1
                 self._queue.accept(ident)
 
+    # The heartbeat
+
+    def _beat(self) -> None:
+        """Keep the kernel holding answers, as long as the reader comes round.
+
+        In a thread of its own: the event loop may be late by seconds on a busy machine.
+        """
+        elements = Elements(TABLE)
+        try:
+            while not self._stopping.is_set():
+                self._refresh(elements)
+                self._stopping.wait(HEARTBEAT_SECONDS)
+        finally:
+            elements.close()
+
+    def _refresh(self, elements: Elements) -> None:
+        if self.well and not self._letting_go:
+            with suppress(HostError):  # the table is gone; the daemon sees to it
+                elements.refresh_alive()
+
     # The writer
 
     def _write(self) -> None:
@@ -347,17 +379,26 @@ class Holder:
         bucket = next((limit for limit in HOLD_BUCKETS if took <= limit), HOLD_BUCKETS[-1])
         self.counters.hold_times[bucket] += 1
 
-    def let_go(self) -> None:
+    def let_go(self, elements: Elements) -> None:
         """Release all that waits: to replace the table makes the kernel drop it.
 
-        The kernel flushes every queue of the namespace when a base chain goes away.
+        The kernel flushes every queue of the namespace when a base chain goes away. Nothing is held
+        until ``hold_again``.
         """
+        self._letting_go = True
+        with suppress(HostError):  # there may be no table
+            elements.forget_alive()
         for ident in list(self._held):
             if self._held.pop(ident, None) is not None:
                 self.counters.released_late += 1
                 self._queue.accept(ident)
         while (queued := self._queue.receive()) is not None:
             self._queue.accept(queued.ident)
+
+    def hold_again(self, elements: Elements) -> None:
+        """End ``let_go``: hold from now on, not from the next heartbeat."""
+        self._letting_go = False
+        self._refresh(elements)
 
     def table_is_back(self) -> None:
         """Release what failed: a table that was loaded again holds every lease."""

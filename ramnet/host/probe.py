@@ -12,7 +12,7 @@ from pathlib import Path
 from ramnet.core.kernel import Evidence, Feature
 from ramnet.core.ruleset import Chain, Hook, Rule, Set, Table, render_create
 from ramnet.errors import HostError
-from ramnet.host.elements import Elements
+from ramnet.host.elements import NFPROTO_IPV4, Elements
 from ramnet.host.nflog import NflogReader
 from ramnet.host.nft import Nft
 from ramnet.host.scratch import in_scratch_netns
@@ -128,7 +128,19 @@ def _nflog(_nft: Nft) -> str:
 
 
 def _compat_queue(nft: Nft) -> str:
-    """Append the xt target NFQUEUE to a chain of ours, as a rule of nft_compat."""
+    """Append the xt target NFQUEUE to a chain of ours, as a rule of nft_compat.
+
+    x_tables has no module prefix for family inet: there the kernel finds a target only if its
+    module is loaded already. A rule in family ip, which asks for ``ipt_NFQUEUE``, loads it.
+    """
+    nft.apply(f"add table ip {TABLE}\nadd chain ip {TABLE} probe\n")
+    loader = Elements(TABLE)
+    try:
+        with contextlib.suppress(HostError):  # what counts is the attempt below
+            loader.append_queue_rule("probe", 1, family=NFPROTO_IPV4)
+    finally:
+        loader.close()
+        nft.apply(f"delete table ip {TABLE}\n")
     nft.apply(render_create(Table(TABLE, chains=(Chain("probe", ()),))))
     elements = Elements(TABLE)
     try:
