@@ -98,7 +98,7 @@ def test_the_kernel_lists_what_was_meant() -> None:
             "elements = { 2001:db8::/32 }",
             'elements = { 192.0.2.53 . "lo" }',
             "type filter hook output priority mangle - 10; policy accept;",
-            "type filter hook input priority mangle - 10; policy accept;",
+            "type filter hook input priority 110; policy accept;",
             "tcp dport 8443 ip daddr @static4_8443 accept",
             "log group 7261 snaplen 512" if "snaplen 512" in text else "log snaplen 512 group 7261",
             'counter name "refused" meta l4proto tcp reject with tcp reset',
