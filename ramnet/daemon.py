@@ -18,28 +18,24 @@ from typing import Any
 from ramnet import __version__
 from ramnet.core.allow import allow_list
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import (
-    ALLOW,
-    COMPAT_CHAIN,
-    NFLOG_GROUP,
-    QUEUE,
-    TABLE,
-    Held,
-    Rung,
-    Settings,
-)
 from ramnet.core.config import Config
 from ramnet.core.engine import Engine
+from ramnet.core.engineconf import Finding
 from ramnet.core.events import (
     Command,
+    EgressLoaded,
+    EgressLost,
     Event,
     Level,
+    LinksFound,
+    LoadEgress,
     LoadTable,
     Log,
     PolicyRead,
     PolicyRejected,
     ResolveNames,
     ResolversFound,
+    ScopeProbed,
     Started,
     TableLoaded,
     TableLost,
@@ -48,33 +44,49 @@ from ramnet.core.events import (
     WriteLeases,
 )
 from ramnet.core.explain import explain, parse_target
-from ramnet.core.kernel import Decision, Evidence, Feature, Release, decide, parse_release
+from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes, choose
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
-from ramnet.core.ruleset import Table, render_remove, render_replace, render_update
+from ramnet.core.ruleset import Table
+from ramnet.core.scope import Scope
+from ramnet.core.terms import (
+    NFLOG_GROUP,
+    OTHERS_QUEUE,
+    QUEUE,
+    Book,
+    Held,
+    Rung,
+    Settings,
+)
 from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
 from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
-from ramnet.host.elements import Element, Elements, Identity
+from ramnet.host.engineconf import engine_findings
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.hold import Holder
+from ramnet.host.kernel import Kernel, look_at_kernel
+from ramnet.host.loading import Loading, remove_all
 from ramnet.host.nflog import NflogReader
-from ramnet.host.nft import Nft
 from ramnet.host.notify import notify
-from ramnet.host.probe import probe
 from ramnet.host.queue import NfQueue
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
+from ramnet.host.scoping import Scoping
+from ramnet.host.uplinks import survey
 
 TICK_SECONDS = 1.0
 # Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
 OWNERS_EVERY = round(2 / POLL_SECONDS)
-# How long set updates in line may take before a policy change gives up and is tried again.
-FLUSH_SECONDS = 2.0
 # Routes change in bursts: an interface that comes up announces itself a dozen times.
 SETTLE_SECONDS = 0.05
+# The engines' own settings and processes are looked at so often: it is for people to read.
+ENGINES_EVERY_SECONDS = 30.0
+# While engines are not told apart, it is tried again so often.
+PROBE_AGAIN_SECONDS = 5.0
+# A group that was made anew under a probe makes it fail: only the second failure in a row is told.
+PROBES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,38 +98,16 @@ class Options:
     runtime_dir: str
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """What the probe found, and what follows."""
+def remove_all_without_daemon(config: str) -> bool:
+    """Remove our table and marks where no daemon runs; ``HostError`` where one does after all.
 
-    release: Release | None
-    evidence: dict[Feature, Evidence]
-    decision: Decision
-
-
-def look_at_kernel() -> Kernel:
-    """Probe the running kernel. Raises ``HostError`` where nothing can be tried."""
-    release = parse_release(os.uname().release)
-    evidence = probe()
-    return Kernel(release, evidence, decide(release, evidence))
-
-
-def remove_table() -> bool:
-    """Remove our table from this network namespace; tell whether there was one."""
-    elements = Elements(TABLE)
-    try:
-        found = elements.identity() is not None
-    finally:
-        elements.close()
-    Nft().apply(render_remove(TABLE))
-    return found
-
-
-def remove_table_without_daemon() -> bool:
-    """Remove our table where no daemon runs; ``HostError`` where one does after all."""
+    ``config`` is the path of the configuration, which names the engines' cgroups. Returns whether
+    there was anything to remove.
+    """
+    cgroups = read_config(config).scope.cgroups
     lock = NflogReader(NFLOG_GROUP)
     try:
-        return remove_table()
+        return remove_all(cgroups)
     finally:
         lock.close()
 
@@ -132,29 +122,61 @@ class Daemon:
         """
         self._options = options
         self._config: Config = read_config(options.config)
-        self._kernel = look_at_kernel()
-        self._modes: Modes = choose(self._config, self._kernel.decision, self._kernel.evidence)
+        self._kernel: Kernel = look_at_kernel()
+        kernel = self._kernel
+        self._modes: Modes = choose(self._config, kernel.decision, kernel.evidence, kernel.release)
         limits = self._config.limits
         # Binding the group is the lock: a second daemon of this namespace ends here.
         self._nflog = NflogReader(NFLOG_GROUP)
-        self._nft = Nft()
-        self._elements = Elements(TABLE)
         rung = self._modes.rung
-        settings = Settings(self._config.mark.ct_dns, limits.leases_total, rung)
+        self._scoping = Scoping(
+            self._modes.scope, self._config.scope.cgroups, self._config.mark.engine
+        )
+        self._loading = Loading(rung, self._scoping)
+        self._unproven = asyncio.Event()  # something has changed since the last probe
+        self._unfed = ""  # why the groups could not be fed
+        self._findings: tuple[Finding, ...] = ()
+        self._left_out: tuple[str, ...] = ()
+        settings = Settings(
+            self._config.mark.ct_dns,
+            limits.leases_total,
+            rung,
+            self._scope(),
+            self._config.mark.ct_host,
+            egress=kernel.evidence[Feature.EGRESS].present,
+        )
         self._engine = Engine(load_catalog(), limits, settings, today())
         # Guards the engine where the threads of mode hold share it.
         self._lock = threading.Lock()
         self._holder: Holder | None = None
         if rung is not Rung.OBSERVE:
-            self._holder = Holder(
-                NfQueue(QUEUE), self._nflog, self._engine, self._lock, self._from_thread
+            self._holder = self._loading.holder = Holder(
+                NfQueue(QUEUE),
+                NfQueue(OTHERS_QUEUE),
+                self._nflog,
+                self._loading.books,
+                self._engine,
+                self._lock,
+                self._from_thread,
             )
         self._servers: tuple[resolvconf.Server, ...] = ()
-        self._identity: Identity | None = None
         self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
+        self._engine.blocker.own = self._names.ports
         self._stop = asyncio.Event()
         self._events: deque[Event] = deque()
         self._working = False
+
+    def _scope(self) -> Scope:
+        """Say to the rules who is an engine."""
+        config = self._config
+        return Scope(
+            mode=self._modes.scope,
+            groups=self._scoping.groups,
+            mark=config.mark.engine,
+            uids=config.scope.uids,
+            weak=config.scope.weak,
+            host=self._modes.host,
+        )
 
     # Events and commands
 
@@ -189,6 +211,8 @@ class Daemon:
                 self._write(command)
             case LoadTable(before=None):
                 self._load(command)
+            case LoadEgress():
+                self._load_egress(command)
             case _:
                 pass
 
@@ -205,54 +229,25 @@ class Daemon:
 
     def _load(self, command: LoadTable) -> None:
         try:
-            if command.before is None:
-                self._replace(command.table)
-            else:
-                self._update(command.before, command)
+            self._loading.load(command)
         except HostError as err:
             self._events.appendleft(TableRefused(err.message))
         else:
+            if command.before is None:
+                self._unproven.set()  # what was loaded proves nothing yet
             self._events.appendleft(TableLoaded())
 
-    def _replace(self, table: Table) -> None:
-        """Put the whole table in place, with every lease in it."""
-        if self._holder is None:
-            self._replace_now(table)
-            return
-        # The kernel drops what is queued when a base chain goes: nothing is to be by then.
-        self._holder.let_go(self._elements)
+    def _load_egress(self, command: LoadEgress) -> None:
         try:
-            with self._holder.replacing():
-                self._replace_now(table)
-            self._holder.table_is_back()
-        finally:
-            self._holder.hold_again(self._elements)
-
-    def _replace_now(self, table: Table) -> None:
-        self._nft.apply(render_replace(table))
-        if self._modes.rung is Rung.COMPAT:
-            self._elements.append_queue_rule(COMPAT_CHAIN, QUEUE)
-        self._identity = self._elements.identity()
-
-    def _update(self, before: Table, command: LoadTable) -> None:
-        """Change the rules around the learned sets.
-
-        What was learned under the policy before is written first, so that the transaction can take
-        away what is not allowed any more.
-        """
-        if self._holder is not None and not self._holder.flush(FLUSH_SECONDS):
-            raise HostError("set updates in line are stuck")
-        self._nft.apply(render_update(before, command.table, command.drop))
-        self._identity = self._elements.identity()
+            self._loading.load_egress(command)
+        except HostError as err:
+            self._events.appendleft(EgressLost(err.message))
+        else:
+            self._events.appendleft(EgressLoaded())
 
     def _write(self, command: WriteLeases) -> None:
-        if self._holder is not None:
-            self._holder.write(command)
-            return
-        add = [Element(item.address, item.port, item.seconds, item.name) for item in command.add]
-        drop = [Element(address, port) for address, port in command.drop]
         try:
-            self._elements.write(ALLOW, add, drop)
+            self._loading.write(command)
         except HostError as err:
             self._events.appendleft(TableLost(err.message))
 
@@ -267,7 +262,8 @@ class Daemon:
         async with AsyncExitStack() as stack:
             routes = await stack.enter_async_context(Routes())
             stack.callback(self._nflog.close)
-            stack.callback(self._elements.close)
+            stack.callback(self._loading.close)
+            stack.callback(self._scoping.close)
             await self._first_ruleset(routes)
             control = ControlServer(
                 self._options.runtime_dir,
@@ -296,21 +292,28 @@ class Daemon:
 
     def _stop_holding(self) -> None:
         if self._holder is not None:
-            self._holder.stop(self._elements)
+            self._holder.stop(self._loading.elements)
 
-    def _from_thread(self, event: TableLost) -> None:
-        self._loop.call_soon_threadsafe(self._dispatch, event)
+    def _from_thread(self, event: TableLost, epoch: int) -> None:
+        self._loop.call_soon_threadsafe(self._lost, event, epoch)
+
+    def _lost(self, event: TableLost, epoch: int) -> None:
+        """Take in that a table was lost, unless another has been loaded since."""
+        if self._holder is not None and self._holder.epoch == epoch:
+            self._dispatch(event)
 
     async def _first_ruleset(self, routes: Routes) -> None:
         await self._find_resolvers(routes)
         self._dispatch(self._policy_event())
         held = [
-            Held(item.address, item.port, item.timeout, item.comment)
-            for item in self._elements.list(ALLOW)
+            Held(item.address, item.port, item.timeout, item.comment, book)
+            for book in Book
+            for item in self._loading.elements.list(book)
         ]
         self._dispatch(Started(tuple(held)))
         if self._engine.applied is None:
             raise HostError(f"the first ruleset was refused: {self._engine.table_problem}")
+        await self._probe_scope()
 
     def _announce(self) -> None:
         state = self._engine.state
@@ -330,6 +333,9 @@ class Daemon:
                 group.create_task(self._names.run()),
                 group.create_task(self._follow_policy()),
                 group.create_task(self._follow_resolvers(routes)),
+                group.create_task(self._follow_scope()),
+                group.create_task(self._prove_scope()),
+                group.create_task(self._follow_engines()),
                 group.create_task(self._tick()),
                 group.create_task(self._watch_threads()),
             ]
@@ -386,16 +392,103 @@ class Daemon:
         trusted = (*servers, *resolvconf.upstreams(servers))
         found = await routes.resolvers(trusted)
         self._dispatch(ResolversFound(found))
+        devices = await survey()
+        self._left_out = devices.left_out
+        self._dispatch(LinksFound(devices.bridges, devices.uplinks, devices.local))
         # Where the machine redirects queries they leave by another way than the answers come.
         direct = {item.address: item.interface for item in found if item.direct}
         self._names.set_servers(servers, direct)
 
+    async def _follow_engines(self) -> None:
+        """Look what the engines' own settings mean for enforcement."""
+        while True:
+            plan = self._engine.applied
+            allowed = plan.allowed if plan is not None and plan.policy is not None else None
+            mode = self._modes.scope
+            self._findings = await asyncio.to_thread(
+                engine_findings, self._config, allowed, mode=mode
+            )
+            await asyncio.sleep(ENGINES_EVERY_SECONDS)
+
+    async def _follow_scope(self) -> None:
+        """Feed what tells engines apart, when it changes and once a second besides."""
+        changed = asyncio.Event()
+        descriptor = self._scoping.fileno()
+        if descriptor is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(descriptor, self._note_scope, changed)
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await changed.wait()
+                changed.clear()
+                self._feed_scope()
+        finally:
+            loop.remove_reader(descriptor)
+
+    def _note_scope(self, changed: asyncio.Event) -> None:
+        if self._scoping.changed():
+            changed.set()
+
+    def _feed_scope(self) -> None:
+        before = self._scoping.groups
+        try:
+            fed = self._scoping.feed(self._loading.elements)
+        except HostError as err:
+            if self._table_is_ours():
+                self._unfed = err.message
+                self._dispatch(ScopeProbed(err.message))
+            return
+        if fed or self._unfed:
+            self._unfed = ""
+            self._unproven.set()
+        if fed and self._scoping.groups == before:
+            log(Level.WARNING, "another program changed what tells engines apart; put back")
+        elif fed:
+            log(Level.INFO, "a cgroup of the engines was made anew, and is known")
+
+    async def _prove_scope(self) -> None:
+        """Probe when something has changed, and every few seconds while it fails.
+
+        Feeding must not wait for it: a process in a frozen group takes seconds to give up.
+        """
+        while True:
+            again = PROBE_AGAIN_SECONDS if self._engine.scope_problem else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(again):
+                    await self._unproven.wait()
+            await self._probe_scope()
+
+    async def _probe_scope(self) -> None:
+        """See whether engines are told apart, by sending a packet as one."""
+        problem = ""
+        for _ in range(PROBES):
+            self._unproven.clear()
+            problem = await asyncio.to_thread(self._scoping.probe)
+            if not problem or (self._table_is_ours() and not self._unproven.is_set()):
+                break
+        self._dispatch(ScopeProbed(self._unfed or problem))
+
+    def _table_is_ours(self) -> bool:
+        """Look whether our table is what was loaded; have it put back where it is not.
+
+        Without it nothing is told apart either, but that is no reason to judge everybody.
+        """
+        with suppress(HostError):  # told by the next write that matters
+            if self._loading.tampered:
+                self._dispatch(TableLost("another program changed or removed our table"))
+                return False
+        return True
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            self._table_is_ours()
             with suppress(HostError):  # told by the next write that matters
-                if self._elements.identity() != self._identity:
-                    self._dispatch(TableLost("another program changed or removed our table"))
+                if self._loading.edge_tampered and not self._engine.edge.problem:
+                    self._dispatch(EgressLost("its table is not what was loaded"))
             self._dispatch(Tick(today()))
 
     async def _watch_threads(self) -> None:
@@ -431,8 +524,11 @@ class Daemon:
             pinned=bool(self._config.dns.servers),
             servers=tuple(map(str, self._servers)),
             policy_path=self._options.policy,
-            counters=self._elements.counters(),
+            counters=self._loading.elements.counters(),
             lost=self._nflog.lost,
+            groups=self._scoping.groups,
+            findings=self._findings,
+            left_out=self._left_out,
             hold=self._holder.report() if self._holder is not None else None,
         )
         return status_report(self._engine, facts)
@@ -444,11 +540,11 @@ class Daemon:
         target = parse_target(str(request.get("target", "")))
         now = time.monotonic()
         with self._lock:  # looking a lease up forgets those that have run out
-            found = explain(target, plan.allowed, self._engine.learner.leases, now)
+            found = explain(target, plan.allowed, self._engine.learner.leases, now, plan.judged)
         return explain_report(found, source="daemon")
 
     def _off(self) -> dict[str, Any]:
-        remove_table()
+        remove_all(self._config.scope.cgroups)
         log(Level.WARNING, "off: the rules were removed by root; nothing is enforced any more")
         self._stop.set()
         return {"removed": True}

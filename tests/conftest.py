@@ -27,6 +27,8 @@ PROGRAMS = {
     "docker": ("ip", "nft", "nsenter", "unshare", "dockerd", "docker", "docker-registry"),
     "vm": ("apt-get", "mkfs.ext4", "mmdebstrap", "nsenter", "qemu-system-x86_64", "setpriv"),
 }
+pytest_plugins = ["tests.coverage_table"]
+
 CLONE_NEWNET = 0x40000000
 OWN_NETNS = Path("/proc/thread-self/ns/net")
 

@@ -60,11 +60,13 @@ def _show(report: dict[str, Any]) -> None:
     console.print(f"state      {report['state']}", markup=False)
     console.print(f"policy     {policy['organization'] or 'none'}  {policy['digest'] or ''}")
     console.print(f"registries {', '.join(policy['registries']) or 'none'}", markup=False)
-    ports = ", ".join(map(str, scope["ports"]))
-    console.print(f"scope      {scope['mode']} (TCP ports {ports}): {scope['because']}")
+    ports = scope["ports"]
+    judged = "all ports" if ports == "all" else f"TCP ports {', '.join(map(str, ports))}"
+    console.print(f"scope      {scope['mode']} ({judged}): {scope['because']}")
     servers = ", ".join(dns["servers"])
     console.print(f"dns        {dns['mode']}, resolvers {servers} ({dns['trust']})", markup=False)
-    console.print(f"leases     {report['leases']}    refused {report['refused']}")
+    counts = ("leases", "denied", "refused")
+    console.print("    ".join(f"{name:<10} {report[name]}" for name in counts))
     table = Table("class", "wanted", "enforced", "because", box=None, pad_edge=False)
     for name, item in report["classes"].items():
         table.add_row(name, item["wanted"], item["enforced"], item["because"])

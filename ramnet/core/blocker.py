@@ -1,4 +1,4 @@
-"""Blocked answers: what ``catalog`` mode says to a container that asks for a refused registry.
+"""Blocked answers: what ``catalog`` mode says to whoever asks for a refused registry.
 
 NXDOMAIN instead of the address, for names that the catalogue marks as a registry's API and nothing
 else, and that the policy does not allow. Best effort by nature: ``--dns``, DNS over TCP or HTTPS
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ramnet.core.allow import AllowList
+from ramnet.core.allow import AllowList, Registries
 from ramnet.core.catalog import Catalog
 from ramnet.core.dns import blocked_answer, parse_answer_head
 from ramnet.core.names import HostName
@@ -28,10 +28,14 @@ class _Rule:
 
 
 class Blocker:
-    """Judges answers that are forwarded to containers."""
+    """Judges the answers that containers are to hear, and programs that are no engines.
+
+    ``own`` are the local ports from which the daemon asks: its answers stay as they are.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self.blocked = 0
+        self.own: set[int] = set()
         self._catalog = catalog
         # One value, exchanged whole: packets are judged in another thread than policies change in.
         self._rule: _Rule | None = None
@@ -47,7 +51,7 @@ class Blocker:
         if rule is None:
             return None
         parsed = parse_packet(packet)
-        if not isinstance(parsed, Datagram):
+        if not isinstance(parsed, Datagram) or parsed.flow.target_port in self.own:
             return None
         try:
             name = parse_answer_head(parsed.payload).question.name
@@ -64,7 +68,8 @@ class Blocker:
         verdict = judged.get(name)
         if verdict is None:
             verdict = (
-                not rule.allowed.ports_of(name) and self._catalog.registry_of(name) is not None
+                not Registries(rule.allowed).ports_of(name)
+                and self._catalog.registry_of(name) is not None
             )
             if len(judged) >= MAX_NAMES:
                 judged.clear()

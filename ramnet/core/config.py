@@ -22,6 +22,8 @@ from ramnet.core.textfile import (
 MAX_CGROUPS = 16  # engines of one machine; each cgroup costs a set lookup for every new connection
 MAX_CGROUP_PATH = 1024  # characters; engines are two or three short levels down
 _NAME_MAX = 255  # a component of a path, by linux/limits.h
+MAX_UIDS = 16  # users that run engines: root, and those of rootless ones
+_UID_MAX = (1 << 32) - 2  # the last one is "no user", see chown(2)
 MAX_SERVERS = 16  # pinned resolvers; the C library itself uses three
 _MARK_BITS = 32  # a conntrack mark is 32 bits wide
 
@@ -44,6 +46,14 @@ class Weak(StrEnum):
     CATALOG = "catalog"
     STRICT = "strict"
     REFUSE = "refuse"
+
+
+class HostMode(StrEnum):
+    """How programs that are no engines are judged; ``auto``: by catalogue, but not on WSL2."""
+
+    AUTO = "auto"
+    CATALOG = "catalog"
+    OFF = "off"
 
 
 class DnsMode(StrEnum):
@@ -81,10 +91,10 @@ def _few(most: int) -> AfterValidator:
     return AfterValidator(rule)
 
 
-def _some(paths: tuple[str, ...]) -> tuple[str, ...]:
-    if not paths:
-        raise refuse("lists no cgroup", "leave the key out for the default")
-    return paths
+def _some(items: tuple[object, ...]) -> tuple[object, ...]:
+    if not items:
+        raise refuse("is an empty list", "leave the key out for the default")
+    return items
 
 
 def _server(value: object) -> DnsServer:
@@ -114,7 +124,12 @@ class _Table(BaseModel):
 
 
 class Scope(_Table):
-    """Whose sockets are an engine's. ``cgroups`` are v2 paths relative to the cgroup2 mount."""
+    """Whose sockets are an engine's.
+
+    ``cgroups`` are v2 paths relative to the cgroup2 mount. ``uids`` are the users that run engines,
+    for mode ``uid``. ``weak`` is for the modes that cannot tell engines from other programs,
+    ``host`` for the programs that are no engines.
+    """
 
     mode: Annotated[ScopeMode, choice(ScopeMode)] = ScopeMode.AUTO
     cgroups: Annotated[
@@ -122,7 +137,13 @@ class Scope(_Table):
         AfterValidator(_some),
         _few(MAX_CGROUPS),
     ] = ("ramnetengines.slice",)
+    uids: Annotated[
+        tuple[Annotated[int, whole(0, _UID_MAX)], ...],
+        AfterValidator(_some),
+        _few(MAX_UIDS),
+    ] = (0,)
     weak: Annotated[Weak, choice(Weak)] = Weak.CATALOG
+    host: Annotated[HostMode, choice(HostMode)] = HostMode.AUTO
 
 
 class Dns(_Table):
@@ -174,9 +195,22 @@ class Limits(_Table):
 
 
 class Mark(_Table):
-    """The bits that ramnet may set. ``ct_dns``: one bit of the conntrack mark, on DNS flows."""
+    """The bits that ramnet may set, each a single one.
+
+    ``ct_dns`` and ``ct_host`` are of the conntrack mark, on DNS flows: of engines, and of other
+    programs of the host. ``engine`` is of the mark of engines' sockets and packets, in scope
+    ``mark`` only.
+    """
 
     ct_dns: Annotated[int, PlainValidator(_mark)] = 0x0100_0000
+    ct_host: Annotated[int, PlainValidator(_mark)] = 0x0200_0000
+    engine: Annotated[int, PlainValidator(_mark)] = 0x0200_0000
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.ct_dns == self.ct_host:
+            raise refuse("ct_dns and ct_host are the same bit", "give each a bit of its own")
+        return self
 
 
 class Config(_Table):

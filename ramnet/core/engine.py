@@ -6,30 +6,32 @@ carries commands out in order, before it hands over the next event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 
-from ramnet.core.allow import AllowList, allow_list
+from ramnet.core.allow import (
+    NOBODY,
+    Permit,
+    allow_list,
+    deny_list,
+)
 from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
-from ramnet.core.compiler import (
-    Held,
-    Resolver,
-    Rung,
-    Settings,
-    blocks_answers,
-    compile_table,
-    element_of,
-)
+from ramnet.core.compiler import compile_table
 from ramnet.core.config import Limits
+from ramnet.core.dnsrules import blocks_answers, blocks_hosts_answers
+from ramnet.core.edge import Edge
 from ramnet.core.events import (
     Addr,
     AnswerCopy,
     Command,
+    EgressLoaded,
+    EgressLost,
     Event,
     Level,
+    LinksFound,
     LoadTable,
     Log,
     PolicyRead,
@@ -38,6 +40,7 @@ from ramnet.core.events import (
     Resolved,
     ResolveNames,
     ResolversFound,
+    ScopeProbed,
     Started,
     TableLoaded,
     TableLost,
@@ -49,8 +52,11 @@ from ramnet.core.events import (
 from ramnet.core.learner import Learner, Lesson
 from ramnet.core.leases import Key
 from ramnet.core.names import HostName
-from ramnet.core.policy import ClassMode, Policy
+from ramnet.core.plan import Plan, covers
+from ramnet.core.policy import ClassMode
 from ramnet.core.ruleset import Table
+from ramnet.core.scope import Classes, classes_for
+from ramnet.core.terms import Book, Held, Resolver, Rung, Settings, element_of
 
 # After a table that the kernel did not take, and between repairs of one that went away: often
 # enough to heal by itself, and no busy loop when it cannot.
@@ -64,21 +70,6 @@ class State(StrEnum):
     DEGRADED = "degraded"
     LOCKED_DOWN = "locked-down"
     OFF = "off"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One consistent picture: a policy, what it allows, and whom to believe."""
-
-    policy: Policy | None
-    digest: str
-    allowed: AllowList
-    resolvers: tuple[Resolver, ...]
-
-    @property
-    def containers(self) -> ClassMode:
-        """How forwarded traffic is to be judged; without a policy as by default."""
-        return self.policy.enforcement.containers if self.policy else ClassMode.CATALOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +88,24 @@ class Engine:
         self._limits = limits
         self._settings = settings
         self._today = today
-        self._wanted = Plan(None, "", allow_list(None, catalog, today), ())
+        # What the live probe found wrong; empty where engines are told apart.
+        self.scope_problem = ""
+        classes = Classes(ClassMode.OFF, ClassMode.OFF, ClassMode.OFF)
+        nothing = allow_list(None, catalog, today)
+        blank = Plan(None, "", nothing, NOBODY, classes, settings.scope.precise)
+        self._wanted = self._meaning(blank)
         self._applied: Plan | None = None
-        self._loading: tuple[Plan, Table, frozenset[Key]] | None = None
+        self._loading: tuple[Plan, Table, frozenset[_Place]] | None = None
         self._updating = False
         self._table: Table | None = None
         self._retry_at: float | None = None
         self._resolved: dict[HostName, dict[int, _Known]] = {}
         self.learner = Learner(limits)
+        self.heard = Learner(limits, Book.HEARD)
+        self.denied = Learner(limits, Book.DENY)
+        self._learners = (self.learner, self.heard, self.denied)
         self.blocker = Blocker(catalog)
+        self.edge = Edge(settings)
         self.policy_problem = ""
         self.table_problem = ""
         self.repairs = 0
@@ -128,9 +128,19 @@ class Engine:
         """Summarise: what is enforced, never what is only wanted."""
         if self._applied is None or self.lost:
             return State.OFF
-        if self._applied.policy is None:
+        locked = self._applied.classes.engine is ClassMode.STRICT and not self.scope_problem
+        if self._applied.policy is None and locked:
             return State.LOCKED_DOWN
-        return State.DEGRADED if self.table_problem else State.ENFORCING
+        weak = self._applied.policy is None or self.weakened
+        return State.DEGRADED if self.table_problem or weak else State.ENFORCING
+
+    @property
+    def weakened(self) -> bool:
+        """Whether engines are judged less strictly than the policy wants, for want of a scope."""
+        plan = self._applied
+        if self.scope_problem or plan is None:
+            return True
+        return plan.policy is not None and plan.classes.engine is not plan.policy.enforcement.engine
 
     def handle(  # noqa: C901, PLR0911, PLR0912 - one case an event, and nothing else
         self, event: Event, now: float
@@ -138,10 +148,10 @@ class Engine:
         """Take one event in and return what is to be done, in order."""
         match event:
             case QueryCopy():
-                self.learner.query(event.packet, now)
+                self.listener(forwarded=event.forwarded).query(event.packet, now)
                 return []
             case AnswerCopy():
-                return _commands(self.learner.packet(event.packet, now))
+                return _commands(self.listener(forwarded=event.forwarded).packet(event.packet, now))
             case Resolved():
                 return self._resolved_name(event, now)
             case Unresolved():
@@ -149,34 +159,57 @@ class Engine:
             case Tick():
                 return self._tick(event, now)
             case Started():
-                for held in event.held:
-                    if held.name:
-                        name = HostName(held.name)
-                        self.learner.leases.restore(
-                            held.address, held.port, name, held.seconds, now
-                        )
-                return self._load(self._wanted, now)
+                return self._started(event, now)
             case PolicyRead():
                 return self._policy_read(event, now)
             case PolicyRejected():
                 return self._policy_rejected(event)
             case ResolversFound():
                 return self._resolvers_found(event, now)
+            case LinksFound():
+                return self._links_found(event, now)
+            case ScopeProbed():
+                return self._scope_probed(event, now)
             case TableLoaded():
                 return self._table_loaded(now)
+            case EgressLoaded():
+                self.edge.loaded()
+                return []
+            case EgressLost():
+                return self.edge.lost(event.problem, now)
             case TableRefused():
                 return self._table_refused(event.problem, now)
             case TableLost():
                 return self._table_lost(event.problem, now)
 
+    def listener(self, *, forwarded: bool) -> Learner:
+        """Return who learns from what the machine itself hears, or containers do."""
+        return self.heard if forwarded else self.learner
+
     # Policy, resolvers and the table
+
+    def _meaning(self, plan: Plan) -> Plan:
+        """Work out anew what the policy of a plan means."""
+        scope = self._settings.scope
+        classes = classes_for(plan.policy, scope, blind=bool(self.scope_problem))
+        denied = deny_list(plan.allowed, self._catalog) if classes.catalog else NOBODY
+        return replace(plan, classes=classes, denied=denied)
+
+    def _started(self, event: Started, now: float) -> list[Command]:
+        for held in event.held:
+            for learner in self._learners:
+                if held.name and held.book is learner.book:
+                    name = HostName(held.name)
+                    learner.leases.restore(held.address, held.port, name, held.seconds, now)
+        return self._load(self._wanted, now)
 
     def _policy_read(self, event: PolicyRead, now: float) -> list[Command]:
         self.policy_problem = ""
         if self._wanted.policy is not None and event.digest == self._wanted.digest:
             return []
         allowed = event.allowed or allow_list(event.policy, self._catalog, self._today)
-        self._wanted = Plan(event.policy, event.digest, allowed, self._wanted.resolvers)
+        made = replace(self._wanted, policy=event.policy, digest=event.digest, allowed=allowed)
+        self._wanted = self._meaning(made)
         return self._reload(now)
 
     def _policy_rejected(self, event: PolicyRejected) -> list[Command]:
@@ -185,7 +218,7 @@ class Engine:
         self.policy_problem = event.problem
         stood = self._applied if self._applied is not None else self._wanted
         if stood.policy is None:
-            stands = "no policy was valid yet: every judged connection is refused"
+            stands = f"no policy was valid yet: {stood.without_policy}"
         else:
             stands = f"the policy {stood.digest} stays in force"
         return [Log(Level.ERROR, f"policy rejected; {stands}: {event.problem}")]
@@ -193,9 +226,43 @@ class Engine:
     def _resolvers_found(self, event: ResolversFound, now: float) -> list[Command]:
         if event.resolvers == self._wanted.resolvers:
             return []
-        wanted = self._wanted
-        self._wanted = Plan(wanted.policy, wanted.digest, wanted.allowed, event.resolvers)
+        self._wanted = replace(self._wanted, resolvers=event.resolvers)
         return self._reload(now)
+
+    def _links_found(self, event: LinksFound, now: float) -> list[Command]:
+        before = self._wanted
+        self._wanted = replace(
+            before, bridges=event.bridges, uplinks=event.uplinks, local=event.local
+        )
+        strict = before.classes.containers is ClassMode.STRICT
+        if strict and event.bridges != before.bridges:
+            return self._reload(now)
+        if self._applied is None:
+            return []
+        if self._applied is before:
+            self._applied = self._wanted
+        else:
+            self._applied = replace(self._applied, uplinks=event.uplinks, local=event.local)
+        return self._follow_edge(now)
+
+    def _follow_edge(self, now: float) -> list[Command]:
+        """Bring the table of the uplinks to what is in force."""
+        if self._applied is None:
+            return []
+        return self.edge.follow(self._applied, self._held(self._applied, now))
+
+    def _scope_probed(self, event: ScopeProbed, now: float) -> list[Command]:
+        """Judge everybody as ``[scope] weak`` says for as long as engines are not told apart."""
+        before, self.scope_problem = self.scope_problem, event.problem
+        if event.problem == before:
+            return []
+        told = Log(Level.INFO, "engines are told apart again")
+        if event.problem:
+            told = Log(Level.ERROR, f"engines are not told apart: {event.problem}")
+        if bool(before) is bool(event.problem):
+            return [told]
+        self._wanted = self._meaning(self._wanted)
+        return [told, *self._reload(now)]
 
     def _reload(self, now: float) -> list[Command]:
         """Load what is wanted now; before the start, everything is gathered first."""
@@ -207,13 +274,16 @@ class Engine:
         """Put the whole table in place, with every lease in it."""
         self._updating = False
         self._permit_both(plan)
-        held = tuple(self._held(plan.allowed, now))
+        held = tuple(self._held(plan, now))
         table = self._compile(plan, held)
-        self._loading = plan, table, frozenset((item.address, item.port) for item in held)
+        places = frozenset((item.book, (item.address, item.port)) for item in held)
+        self._loading = plan, table, places
         return [LoadTable(table)]
 
     def _compile(self, plan: Plan, held: Iterable[Held]) -> Table:
-        return compile_table(plan.allowed, plan.resolvers, held, self._settings, plan.containers)
+        return compile_table(
+            plan.allowed, plan.resolvers, held, self._settings, plan.classes, plan.bridges
+        )
 
     def _update(self, now: float) -> list[Command]:
         """Change the rules around the learned sets, and drop what is not allowed any more."""
@@ -221,32 +291,40 @@ class Engine:
         self._updating = True
         table = self._compile(plan, ())
         self._permit_both(plan)
+        there = {item.name for item in self._table.sets} if self._table is not None else set()
         drop: list[tuple[str, str]] = []
-        kept: set[Key] = set()
-        if self._applied is None or plan.allowed is not self._applied.allowed:
-            for lease in self.learner.leases.snapshot(now):
-                if any(lease.port in plan.allowed.ports_of(name) for name in lease.names):
-                    kept.add((lease.ip, lease.port))
-                else:
-                    drop.append(element_of(lease.ip, lease.port))
+        kept: set[_Place] = set()
+        if self._applied is None or not plan.means_the_same(self._applied):
+            for learner in self._learners:
+                permit = plan.permit(learner.book)
+                for lease in learner.leases.snapshot(now):
+                    if any(covers(permit, name, lease.port) for name in lease.names):
+                        kept.add((learner.book, (lease.ip, lease.port)))
+                    else:
+                        drop.append(element_of(learner.book, lease.ip, lease.port))
+        staying = there & {item.name for item in table.sets}
         self._loading = plan, table, frozenset(kept)
-        return [LoadTable(table, self._table, tuple(drop))]
+        goes = tuple((name, element) for name, element in drop if name in staying)
+        return [LoadTable(table, self._table, goes)]
 
     def _permit_both(self, plan: Plan) -> None:
         """Learn only what the policy in force and that of ``plan`` allow.
 
         Then it need not be dropped, and a table that is refused takes nothing back.
         """
-        applied = () if self._applied is None else (self._applied.allowed,)
-        self.learner.permit(*applied, plan.allowed)
+        plans = (plan,) if self._applied is None else (self._applied, plan)
+        for learner in self._learners:
+            learner.permit(*(item.permit(learner.book) for item in plans))
 
-    def _held(self, allowed: AllowList, now: float) -> Iterator[Held]:
-        """Yield the leases that a policy still allows, each with the name that leads there."""
-        for lease in self.learner.leases.snapshot(now):
-            for name in lease.names:
-                if lease.port in allowed.ports_of(name):
-                    yield Held(lease.ip, lease.port, lease.remaining, name)
-                    break
+    def _held(self, plan: Plan, now: float) -> Iterator[Held]:
+        """Yield the leases that a plan still holds, each with the name that leads there."""
+        for learner in self._learners:
+            permit = plan.permit(learner.book)
+            for lease in learner.leases.snapshot(now):
+                for name in lease.names:
+                    if covers(permit, name, lease.port):
+                        yield Held(lease.ip, lease.port, lease.remaining, name, learner.book)
+                        break
 
     def _table_loaded(self, now: float) -> list[Command]:
         if self._loading is None:
@@ -259,27 +337,39 @@ class Engine:
         else:  # what stood is back; what is wanted is still to come
             self._retry_at = now + RETRY_SECONDS
         self._applied = plan
-        allowed = plan.allowed
-        self.learner.permit(allowed)
-        blocks = blocks_answers(plan.containers, self._settings.rung) and plan.policy is not None
-        organization = plan.policy.organization if plan.policy else ""
-        self.blocker.use(allowed if blocks else None, organization)
-        dropped = self.learner.leases.retain(
-            lambda name, _ip, port: port in allowed.ports_of(name), now
-        )
-        # The name that let an element stay has run out since: now nothing allows it any more.
-        late = tuple(key for key in dropped if key in kept)
+        self._block(plan)
+        commands: list[Command] = []
+        for learner in self._learners:
+            permit = plan.permit(learner.book)
+            learner.permit(permit)
+            dropped = learner.leases.retain(_covered_by(permit), now)
+            # The name that let an element stay has run out since: now nothing allows it any more.
+            late = tuple(key for key in dropped if (learner.book, key) in kept)
+            if late:
+                commands.append(WriteLeases((), late, learner.book))
         self._resolved = {
-            name: known for name, known in self._resolved.items() if allowed.ports_of(name)
+            name: known for name, known in self._resolved.items() if self._wants(name)
         }
-        commands: list[Command] = self._open_new_ports(now) if before is not None else []
-        if late:
-            commands.insert(0, WriteLeases((), late))
+        if before is not None:
+            commands += self._open_new_ports(now)
         if before is None or before.digest != plan.digest:
-            commands.append(Log(Level.INFO, _announce(plan)))
-        if before is None or before.allowed is not allowed:
-            commands.append(ResolveNames(allowed.exact[: self._limits.warm_names]))
-        return commands
+            commands.append(Log(Level.INFO, plan.announce()))
+        if before is None or before.exact != plan.exact:
+            commands.append(ResolveNames(plan.exact[: self._limits.warm_names]))
+        return [*commands, *self._follow_edge(now)]
+
+    def _block(self, plan: Plan) -> None:
+        """Tell which answers are changed from now on."""
+        classes, settings = plan.classes, self._settings
+        blocks = blocks_answers(classes.containers, settings.rung) or blocks_hosts_answers(
+            classes, settings
+        )
+        organization = plan.policy.organization if plan.policy else ""
+        self.blocker.use(plan.allowed if blocks and plan.policy else None, organization)
+
+    def _wants(self, name: HostName) -> bool:
+        """Tell whether what a name leads to is noted anywhere."""
+        return any(learner.ports_of(name) for learner in self._learners)
 
     def _table_refused(self, problem: str, now: float) -> list[Command]:
         """Keep what stands; try again later.
@@ -292,7 +382,8 @@ class Engine:
             return [Log(Level.WARNING, why), *self._load(self._wanted, now)]
         self._loading = None
         if self._applied is not None:
-            self.learner.permit(self._applied.allowed)
+            for learner in self._learners:
+                learner.permit(self._applied.permit(learner.book))
         self._retry_at = now + RETRY_SECONDS
         if problem == self.table_problem:
             return []
@@ -312,20 +403,21 @@ class Engine:
         return [Log(Level.WARNING, why), *self._load(self._applied, now)]
 
     def _tick(self, event: Tick, now: float) -> list[Command]:
-        self.learner.leases.expire(now)
-        if self._settings.rung is Rung.OBSERVE:  # otherwise their owner is the reader of the queue
-            self.learner.queries.expire(now)
+        for learner in self._learners:
+            learner.leases.expire(now)
+            if self._settings.rung is Rung.OBSERVE:  # otherwise the reader of the queue owns them
+                learner.queries.expire(now)
         if event.today != self._today:
             self._today = event.today
             wanted = self._wanted
             allowed = allow_list(wanted.policy, self._catalog, self._today)
-            self._wanted = Plan(wanted.policy, wanted.digest, allowed, wanted.resolvers)
+            self._wanted = self._meaning(replace(wanted, allowed=allowed))
             return self._reload(now)
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = now + RETRY_SECONDS
             stood = self._applied if self.lost else None
             return self._load(stood or self._wanted, now)
-        return []
+        return self._follow_edge(now) if self.edge.due(now) else []
 
     # DNS
 
@@ -363,17 +455,21 @@ class Engine:
     def _teach(
         self, name: HostName, addresses: tuple[Addr, ...], ttl: int, now: float
     ) -> list[Command]:
-        lesson = self.learner.teach(name, addresses, ttl, now)
-        return _commands([lesson] if lesson is not None else [])
+        lessons = [
+            learner.teach(name, addresses, ttl, now)
+            for learner in self._learners
+            if learner.ports_of(name)
+        ]
+        return _commands([lesson for lesson in lessons if lesson is not None])
+
+
+# Where an element is: the book, and its key there.
+_Place = tuple[Book, Key]
+
+
+def _covered_by(permit: Permit) -> Callable[[HostName, Addr, int], bool]:
+    return lambda name, _ip, port: covers(permit, name, port)
 
 
 def _commands(lessons: list[Lesson]) -> list[Command]:
     return [lesson.write for lesson in lessons if lesson.write is not None]
-
-
-def _announce(plan: Plan) -> str:
-    if plan.policy is None:
-        return "locked down: no valid policy, every judged connection is refused"
-    count = len(plan.allowed.registries)
-    noun = "registry" if count == 1 else "registries"
-    return f"policy {plan.digest} of {plan.policy.organization} is in force: {count} {noun}"

@@ -8,11 +8,12 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
 from ramnet.core.allow import AllowList
-from ramnet.core.compiler import Held, Resolver
+from ramnet.core.egress import Local, Uplink
 from ramnet.core.leases import Key
 from ramnet.core.names import HostName
 from ramnet.core.policy import Policy
 from ramnet.core.ruleset import Table
+from ramnet.core.terms import Book, Held, Resolver
 
 Addr = IPv4Address | IPv6Address
 
@@ -62,17 +63,44 @@ class ResolversFound:
 
 
 @dataclass(frozen=True, slots=True)
+class LinksFound:
+    """The devices of this machine, as it is set up now.
+
+    ``bridges`` are interface indices; ``local`` is what the machine itself sends from.
+    """
+
+    bridges: tuple[int, ...]
+    uplinks: tuple[Uplink, ...]
+    local: Local
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeProbed:
+    """What the live probe of the scope found wrong; empty when engines are told apart."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class QueryCopy:
-    """A copy of an IP packet with a DNS query that leaves for a trusted resolver."""
+    """A copy of an IP packet with a DNS query that leaves for a trusted resolver.
+
+    ``forwarded``: a container sent it.
+    """
 
     packet: bytes
+    forwarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerCopy:
-    """A copy of an IP packet with DNS answers that our rules believe."""
+    """A copy of an IP packet with DNS answers that our rules believe.
+
+    ``forwarded``: a container is to hear it.
+    """
 
     packet: bytes
+    forwarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +140,18 @@ class TableLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressLoaded:
+    """The kernel took the table of the ``LoadEgress`` before."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressLost:
+    """The kernel did not take the table, or it is not in the kernel any more."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -123,6 +163,8 @@ Event = (
     | PolicyRead
     | PolicyRejected
     | ResolversFound
+    | LinksFound
+    | ScopeProbed
     | QueryCopy
     | AnswerCopy
     | Resolved
@@ -130,6 +172,8 @@ Event = (
     | TableLoaded
     | TableRefused
     | TableLost
+    | EgressLoaded
+    | EgressLost
     | Tick
 )
 
@@ -151,14 +195,27 @@ class LoadTable:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadEgress:
+    """Put the table of the uplinks in the place of whatever is there; None: there is to be none.
+
+    ``books`` are those whose leases are to be written to it as well from now on. Answer with
+    ``EgressLoaded`` or ``EgressLost``.
+    """
+
+    table: Table | None
+    books: tuple[Book, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteLeases:
-    """Add or extend elements of the host sets, and remove others.
+    """Add or extend elements of the host sets of a book, and remove others.
 
     To be answered with ``TableLost`` on failure.
     """
 
     add: tuple[Held, ...]
     drop: tuple[Key, ...]
+    book: Book = Book.ALLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +233,4 @@ class Log:
     message: str
 
 
-Command = LoadTable | WriteLeases | ResolveNames | Log
+Command = LoadTable | LoadEgress | WriteLeases | ResolveNames | Log

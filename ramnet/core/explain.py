@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from ramnet.core.allow import HTTPS, LOCALHOST, AllowList, Grant
+from ramnet.core.allow import ANY_PORT, HTTPS, LOCALHOST, AllowList, Grant
 from ramnet.core.leases import Lease, LeaseTable
 from ramnet.core.names import Address, HostName, parse_address
 from ramnet.core.reference import parse_reference
@@ -79,19 +79,31 @@ def _of_address(text: str, address: Address) -> Target:
 
 
 def explain(
-    target: Target, allowed: AllowList, leases: LeaseTable | None, now: float
+    target: Target,
+    allowed: AllowList,
+    leases: LeaseTable | None,
+    now: float,
+    judged: frozenset[int] | None = None,
 ) -> Explanation:
-    """Explain the verdict on ``target``; ``leases`` None where no daemon can be asked."""
+    """Explain the verdict on ``target`` when an engine dials it.
+
+    ``leases`` is None where no daemon can be asked, ``judged`` where every port is judged.
+    """
     if target.host is not None:
-        return _explain_host(target, target.host, allowed, leases, now)
-    return _explain_address(target, allowed, leases, now)
+        found = _explain_host(target, target.host, allowed, leases, now)
+    else:
+        found = _explain_address(target, allowed, leases, now)
+    if found.allowed or judged is None or target.port in judged:
+        return found
+    passes = f"; port {target.port} is not judged strictly here, so it is not refused for that"
+    return Explanation(target, found.reason + passes)
 
 
 def _explain_host(
     target: Target, host: HostName, allowed: AllowList, leases: LeaseTable | None, now: float
 ) -> Explanation:
     held = leases.by_name(host, now) if leases is not None else ()
-    held = tuple(lease for lease in held if lease.port == target.port)
+    held = tuple(lease for lease in held if lease.port in (target.port, ANY_PORT))
     grants = list(allowed.names.find(host))
     if host == LOCALHOST:
         grants += allowed.grants_for(IPv4Address("127.0.0.1"))
@@ -99,8 +111,8 @@ def _explain_host(
         if _covers(grant, target.port):
             return Explanation(target, grant.via, grant.registry, held)
     if grants:
-        return _other_port(target, grants, allowed)
-    return _refused(target, "no registry of the policy covers it", allowed)
+        return _other_port(target, grants)
+    return Explanation(target, "no registry of the policy covers it")
 
 
 def _explain_address(
@@ -114,33 +126,27 @@ def _explain_address(
             return Explanation(target, grant.via, grant.registry)
     held = leases.find(address, now) if leases is not None else ()
     for lease in held:
-        if lease.port == target.port and lease.names:
+        if lease.port in (target.port, ANY_PORT) and lease.names:
             name = lease.names[0]
-            grants_of = (g for g in allowed.names.find(name) if _covers(g, lease.port))
+            grants_of = (g for g in allowed.names.find(name) if _covers(g, target.port))
             registry = next((grant.registry for grant in grants_of), "")
             return Explanation(target, f"DNS: {name} led to it", registry, (lease,))
     if grants:
-        return _other_port(target, grants, allowed)
+        return _other_port(target, grants)
     if held:
         ports = ", ".join(str(lease.port) for lease in held)
-        return _refused(target, f"the address is allowed on port {ports} only", allowed)
+        return Explanation(target, f"the address is allowed on port {ports} only")
     if leases is None:
-        return _refused(target, "no network of the policy holds it (DNS was not asked)", allowed)
+        return Explanation(target, "no network of the policy holds it (DNS was not asked)")
     why = "no network of the policy holds it and no allowed name led to it"
-    return _refused(target, why, allowed)
+    return Explanation(target, why)
 
 
 def _covers(grant: Grant, port: int) -> bool:
     return grant.ports is None or port in grant.ports
 
 
-def _other_port(target: Target, grants: list[Grant], allowed: AllowList) -> Explanation:
+def _other_port(target: Target, grants: list[Grant]) -> Explanation:
     ports = sorted({port for grant in grants for port in grant.ports or ()})
     listed = ", ".join(map(str, ports))
-    return _refused(target, f"the policy allows it on port {listed} only", allowed)
-
-
-def _refused(target: Target, reason: str, allowed: AllowList) -> Explanation:
-    if target.port not in allowed.ports:
-        reason += f"; under scope netns port {target.port} is not judged, so it is not refused"
-    return Explanation(target, reason)
+    return Explanation(target, f"the policy allows it on port {listed} only")

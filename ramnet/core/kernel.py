@@ -80,6 +80,9 @@ class Feature(StrEnum):
     COMPAT_QUEUE = "compat-queue"
     SOCKET_CGROUP = "socket-cgroupv2"
     CGROUP_BPF = "cgroup-bpf"
+    SOCKET_UID = "socket-uid"
+    MPTCP_OPTION = "mptcp-option"
+    EGRESS = "netdev-egress"
     NAT = "nat-redirect"
     OWNER = "table-owner"
 
@@ -192,13 +195,31 @@ NEEDS: Mapping[Feature, Need] = {
         required=False,
         option="CONFIG_NFT_SOCKET (cgroupv2: 5.13 or later)",
         cost="engines cannot be told from other programs by their cgroup in a rule",
-        remedy=_LOAD.format("nft_socket"),
+        remedy=_LOAD.format("nft_socket") + "; a writable cgroup v2 hierarchy must be mounted",
     ),
     Feature.CGROUP_BPF: Need(
         required=False,
         option="CONFIG_CGROUP_BPF",
         cost="engines cannot be told from other programs by a socket mark",
-        remedy="run a kernel that has the option, with a cgroup v2 hierarchy mounted",
+        remedy="run a kernel that has the option; a writable cgroup v2 hierarchy must be mounted",
+    ),
+    Feature.SOCKET_UID: Need(
+        required=False,
+        option="CONFIG_NF_TABLES",
+        cost="engines cannot be told from the programs of ordinary users either",
+        remedy=_LOAD.format("nf_tables"),
+    ),
+    Feature.MPTCP_OPTION: Need(
+        required=False,
+        option="nftables 1.0.2 or later",
+        cost="under a mark or a user id, an engine's MPTCP connections cannot be told",
+        remedy="install libnftables 1.0.2 or later",
+    ),
+    Feature.EGRESS: Need(
+        required=False,
+        option="CONFIG_NETFILTER_EGRESS (5.16 or later), nftables 1.0.1 or later",
+        cost="containers with an address of their own on the network (macvlan) are not restricted",
+        remedy="use kernel 5.16 or later",
     ),
     Feature.NAT: Need(
         required=False,

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ramnet.core.allow import AllowList
-from ramnet.core.compiler import Held
+from ramnet.core.allow import ANY_PORT, Permit
 from ramnet.core.config import Limits
 from ramnet.core.dns import Answer, parse_answer, parse_answer_head
 from ramnet.core.events import Addr, WriteLeases
@@ -21,6 +20,7 @@ from ramnet.core.names import HostName, host_from_wire
 from ramnet.core.packet import Datagram, Flow, Segment, parse_packet, udp_payload_at
 from ramnet.core.queries import QueryLog
 from ramnet.core.streams import Streams
+from ramnet.core.terms import Book, Held
 from ramnet.errors import WireError
 
 _DNS_HEADER = 12
@@ -56,9 +56,10 @@ class Lesson:
 
 
 class Learner:
-    """Owns the leases, the queries that wait for an answer and the TCP streams."""
+    """Owns the leases of one book, the queries that wait for an answer and the TCP streams."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, book: Book = Book.ALLOW) -> None:
+        self.book = book
         self.leases = LeaseTable(
             LeaseLimits(
                 ttl_min=limits.lease_min_seconds,
@@ -73,11 +74,11 @@ class Learner:
         self.learned = 0
         self.ignored: Counter[Ignored] = Counter()
         self._streams = Streams()
-        self._allowed: tuple[AllowList, ...] = ()
+        self._allowed: tuple[Permit, ...] = ()
         self._names: dict[bytes, bool] = {}
         self._settled: dict[bytes, float] = {}
 
-    def permit(self, *allowed: AllowList) -> None:
+    def permit(self, *allowed: Permit) -> None:
         """Learn from now on what *all* of these allow: two while one policy replaces another."""
         self._allowed = allowed
         self._names, self._settled = {}, {}
@@ -87,7 +88,7 @@ class Learner:
         ports: frozenset[int] | None = None
         for allowed in self._allowed:
             found = allowed.ports_of(name)
-            ports = found if ports is None else ports & found
+            ports = found if ports is None else _both(ports, found)
         return ports or frozenset()
 
     def query(self, packet: bytes, now: float) -> None:
@@ -202,5 +203,14 @@ class Learner:
         keys = tuple((address, port) for address in addresses for port in ports)
         if not learned.write and not learned.drop:
             return Lesson(None, keys)
-        add = tuple(Held(item.ip, item.port, item.timeout, name) for item in learned.write)
-        return Lesson(WriteLeases(add, learned.drop), keys)
+        add = tuple(
+            Held(item.ip, item.port, item.timeout, name, self.book) for item in learned.write
+        )
+        return Lesson(WriteLeases(add, learned.drop, self.book), keys)
+
+
+def _both(one: frozenset[int], other: frozenset[int]) -> frozenset[int]:
+    """Return the ports that two policies agree on."""
+    if ANY_PORT in one:
+        return other
+    return one if ANY_PORT in other else one & other

@@ -13,6 +13,7 @@ from typing import Final
 
 IPPROTO_TCP: Final = 6
 IPPROTO_UDP: Final = 17
+DOMAIN: Final = 53  # the port of DNS (RFC 1035)
 
 _IPV4_HEADER: Final = 20  # without options (RFC 791)
 _IPV6_HEADER: Final = 40  # without extension headers (RFC 8200)
@@ -86,6 +87,12 @@ def tcp_ends(packet: bytes) -> bytes:
         start = (packet[0] & 0x0F) * 4
         return packet[12:20] + packet[start : start + 4] if packet[9:10] == _TCP_PROTOCOL else b""
     return packet[8:44] if packet[6:7] == _TCP_PROTOCOL else b""
+
+
+def asks(packet: bytes) -> bool:
+    """Tell whether a copy of a packet goes to the port of DNS."""
+    parsed = parse_packet(packet, cut=True)
+    return parsed is not None and parsed.flow.target_port == DOMAIN
 
 
 def parse_packet(packet: Packet, *, cut: bool = False) -> Datagram | Segment | None:

@@ -180,6 +180,7 @@ class DestinationEntry:
     """Something that is not a registry and that engines may reach all the same.
 
     ``ports`` is empty where the address names its port, or where neither does: then 443 is meant.
+    Both TCP and UDP; UDP not on 80 and 443, where registries are.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -276,15 +277,8 @@ def not_yet_in_force(policy: Policy) -> tuple[NotYet, ...]:
     """List what a policy asks for, by word or by default, and this version does not do."""
     wanted = policy.enforcement
     rules = (
-        ("destination", bool(policy.destination), "engines reach allowed registries only"),
         ("support.contact", policy.support.contact is not None, "refusals do not show it"),
         ("enforcement.mode", wanted.mode is Mode.AUDIT, "refusals are real, not only recorded"),
-        ("enforcement.engine", wanted.engine is not ClassMode.STRICT, "engines are judged strict"),
-        (
-            "enforcement.containers",
-            wanted.containers is not ClassMode.OFF,
-            "containers are not judged",
-        ),
         ("enforcement.on_deny", wanted.on_deny is not OnDeny.REJECT, "every refusal is a reject"),
     )
     return tuple(

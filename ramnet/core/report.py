@@ -6,16 +6,21 @@ what is not covered is listed, not left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ramnet.core.compiler import HELD, IMPOSTERS, PACED, REFUSED, Rung
-from ramnet.core.engine import Engine, Plan, State
+from ramnet.core.config import ScopeMode
+from ramnet.core.engine import Engine, State
+from ramnet.core.engineconf import Finding, Kind
 from ramnet.core.explain import Explanation
 from ramnet.core.kernel import Feature
 from ramnet.core.leases import Lease
 from ramnet.core.modes import Modes
+from ramnet.core.plan import Plan
 from ramnet.core.policy import ClassMode, not_yet_in_force
+from ramnet.core.scope import Classes, Group
+from ramnet.core.terms import HELD, IMPOSTERS, PACED, REFUSED, Rung
 
 SCHEMA = 1
 
@@ -34,6 +39,9 @@ class Facts:
     policy_path: str
     counters: dict[str, int]
     lost: int
+    groups: tuple[Group, ...]
+    findings: tuple[Finding, ...]
+    left_out: tuple[str, ...]
     hold: dict[str, Any] | None
 
 
@@ -49,11 +57,15 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
         "scope": {
             "mode": str(facts.modes.scope),
             "because": facts.modes.scope_because,
-            "ports": sorted(plan.allowed.ports) if plan is not None else [],
+            "groups": [{"path": item.path, "id": item.ident} for item in facts.groups],
+            "problem": engine.scope_problem or None,
+            "ports": _ports(facts, plan),
         },
         "dns": _dns(engine, facts, plan),
         "policy": _policy(engine, facts, plan),
         "leases": len(engine.learner.leases),
+        "heard": len(engine.heard.leases),
+        "denied": len(engine.denied.leases),
         "refused": facts.counters.get(REFUSED, 0),
         "held_first_syn": facts.counters.get(HELD, 0),
         "repairs": engine.repairs,
@@ -61,6 +73,13 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
         "not_covered": _not_covered(engine, facts, plan),
         "warnings": _warnings(engine, facts, plan),
     }
+
+
+def _ports(facts: Facts, plan: Plan | None) -> list[int] | str:
+    """Return the TCP ports on which engines are judged; "all" where the scope is precise."""
+    if _precise(facts):
+        return "all"
+    return sorted(plan.allowed.ports) if plan is not None else []
 
 
 def _dns(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
@@ -104,67 +123,142 @@ def _policy(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
 
 def _classes(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, dict[str, str]]:
     policy = plan.policy if plan is not None else None
-    engine_enforced = "off" if engine.state is State.OFF else "strict"
-    wanted = policy.enforcement if policy is not None else None
+    classes = _enforced(engine, plan)
+    wanted = policy.enforcement.engine if policy is not None else ClassMode.STRICT
     return {
         "engine": {
-            "wanted": str(wanted.engine) if wanted is not None else "strict",
-            "enforced": engine_enforced,
-            "because": "scope netns judges every program of this network namespace as an engine,"
-            " on the judged ports",
+            "wanted": str(wanted),
+            "enforced": str(classes.engine),
+            "because": _engine_because(engine, facts, plan, wanted),
         },
-        "containers": _containers(engine, facts, plan),
+        "containers": _containers(engine, facts, plan, classes.containers),
         "host": {
-            "wanted": "catalog",
-            "enforced": engine_enforced,
-            "because": "scope netns cannot tell host programs from engines",
+            "wanted": str(facts.modes.host),
+            "enforced": str(classes.host),
+            "because": _host_because(engine, facts, plan, classes.host),
         },
     }
 
 
-def _containers(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, str]:
-    wanted = plan.containers if plan is not None else ClassMode.CATALOG
-    report = {"wanted": str(wanted), "enforced": str(ClassMode.OFF)}
+def _enforced(engine: Engine, plan: Plan | None) -> Classes:
+    """Say how each class is judged; engines that are not told apart are judged like anybody."""
+    if plan is None or engine.state is State.OFF:
+        return _NOTHING
+    classes = plan.classes
+    if engine.scope_problem:
+        return replace(classes, engine=min(classes.engine, classes.host, key=_STRICTNESS.index))
+    return classes
+
+
+_STRICTNESS = (ClassMode.OFF, ClassMode.CATALOG, ClassMode.STRICT)
+_NOTHING = Classes(ClassMode.OFF, ClassMode.OFF, ClassMode.OFF)
+
+
+def _engine_because(engine: Engine, facts: Facts, plan: Plan | None, wanted: ClassMode) -> str:
+    if plan is None or engine.state is State.OFF:
+        return "no ruleset is loaded"
+    scope = facts.modes.scope
+    if engine.scope_problem:
+        return f"scope {scope} was tried and does not tell engines apart: {engine.scope_problem}"
+    if plan.classes.engine is not ClassMode.STRICT:
+        why = f"scope {scope} cannot tell engines apart, and [scope] weak does not say strict"
+        return why if plan.classes.engine is not wanted else "the policy says so"
+    if not _precise(facts):
+        ports = ", ".join(map(str, sorted(plan.allowed.ports)))
+        return f"scope {scope} judges TCP to port {ports}, of whoever counts as an engine"
+    if plan.policy is None:
+        return "there is no valid policy: nothing is allowed"
+    return "as the policy says, on every TCP and UDP port"
+
+
+def _host_because(engine: Engine, facts: Facts, plan: Plan | None, enforced: ClassMode) -> str:
+    if engine.scope_problem and plan is not None:
+        return "any program may be an engine: they are not told apart"
+    if facts.modes.scope is ScopeMode.NETNS and enforced is not ClassMode.OFF:
+        return "scope netns cannot tell host programs from engines"
+    if plan is not None and plan.policy is None:
+        return "there is no valid policy"
+    return facts.modes.host_because
+
+
+def _precise(facts: Facts) -> bool:
+    return facts.modes.scope in (ScopeMode.CGROUP, ScopeMode.MARK)
+
+
+def _containers(
+    engine: Engine, facts: Facts, plan: Plan | None, enforced: ClassMode
+) -> dict[str, str]:
+    policy = plan.policy if plan is not None else None
+    wanted = policy.enforcement.containers if policy is not None else ClassMode.CATALOG
+    report = {"wanted": str(wanted), "enforced": str(enforced)}
     if wanted is ClassMode.OFF:
         return {**report, "because": "the policy says so"}
-    if facts.modes.rung is Rung.OBSERVE:
-        return {**report, "because": "only a held DNS answer can be changed, and none is held"}
-    if engine.state in (State.OFF, State.LOCKED_DOWN):
-        return {**report, "because": "there is no valid policy"}
+    if engine.state is State.OFF or policy is None:
+        return {**report, "because": "there is no valid policy in force"}
+    if enforced is ClassMode.STRICT:
+        return {**report, "because": "as the policy says, for what comes from a bridge"}
+    answers = "by DNS answers over UDP and " if facts.modes.rung is not Rung.OBSERVE else ""
     return {
-        "wanted": str(wanted),
-        "enforced": str(ClassMode.CATALOG),
-        "because": "by DNS answers only: a registry's API host that is not allowed does not exist"
-        " for containers; --dns servers by TCP or HTTPS and bare addresses pass",
+        **report,
+        "because": f"{answers}by the addresses of known registries that are not allowed; best"
+        " effort: a registry that nobody catalogued, or one on shared addresses that is asked for"
+        " by another resolver (--dns, DNS over HTTPS), passes",
     }
 
 
 def _not_covered(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
-    blocked = _containers(engine, facts, plan)["enforced"] != ClassMode.OFF
-    but = ", but for refused names" if blocked else ""
-    ports = sorted(plan.allowed.ports) if plan is not None else []
-    listed = ", ".join(map(str, ports))
+    classes = _enforced(engine, plan)
+    found = []
+    if not _precise(facts) and classes.engine is ClassMode.STRICT and plan is not None:
+        listed = ", ".join(map(str, sorted(plan.allowed.ports)))
+        found += [
+            f"TCP ports other than {listed} (scope {facts.modes.scope})",
+            f"UDP, QUIC included (scope {facts.modes.scope})",
+        ]
+    if classes.engine is not ClassMode.STRICT:
+        found.append("engines: a registry that nobody catalogued is not refused")
+    if classes.containers is not ClassMode.STRICT:
+        some = ": a registry that nobody catalogued"
+        what = some if classes.containers is ClassMode.CATALOG else ""
+        found.append(f"traffic of containers (buildx builders, Docker-in-Docker, kind){what}")
+    found += _edge_not_covered(engine, facts, classes)
+    if classes.host is ClassMode.OFF:
+        found.append("tools that users run (skopeo, podman, ctr, curl)")
+    elif classes.host is ClassMode.CATALOG:
+        found.append("tools that users run: a registry that nobody catalogued")
     return [
-        f"TCP ports other than {listed} (scope netns)",
-        "UDP, QUIC included (scope netns)",
-        f"traffic of containers (buildx builders, Docker-in-Docker, kind){but}",
+        *found,
+        *(str(item) for item in facts.findings if item.kind is Kind.NOT_COVERED),
+        "builders and engines on other machines (a remote Kubernetes cluster, Docker contexts)",
         "connections that were open before ramnet started or before a registry was removed",
         "other names on an allowed address: registries that share a CDN with an allowed one",
         "what reaches this machine without a registry: docker load, copied files",
     ]
 
 
+def _edge_not_covered(engine: Engine, facts: Facts, classes: Classes) -> Iterator[str]:
+    if classes.containers is ClassMode.OFF:
+        return
+    networks = "containers on macvlan and ipvlan networks"
+    if Feature.EGRESS in facts.missing:
+        yield f"{networks}: the kernel has no egress hook ({Feature.EGRESS})"
+    elif engine.edge.problem:
+        yield f"{networks}: {engine.edge.problem}"
+    if facts.left_out:
+        yield f"{networks} on {', '.join(facts.left_out)}: more devices, or names, than rules take"
+
+
 def _warnings(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
     found = []
     if engine.policy_problem:
-        stands = "the policy before stands" if engine.state is not State.LOCKED_DOWN else "locked"
+        valid = plan is not None and plan.policy is not None
+        stands = "the policy before stands" if valid else "there is no other"
         found.append(f"policy rejected ({stands}): {engine.policy_problem}")
     if engine.table_problem:
         found.append(f"the kernel refused a newer ruleset: {engine.table_problem}")
-    found.append(
-        "scope netns judges docker-proxy as an engine: a port published on localhost that leads to"
-        " a judged port of a container is refused"
-    )
+    if engine.scope_problem:
+        found.append(f"engines are not told apart: {engine.scope_problem}")
+    found += [str(item) for item in facts.findings if item.kind is Kind.WARNING]
     if plan is not None and not plan.resolvers:
         found.append("no resolver can be reached: no name can be learned")
     if facts.lost:

@@ -11,14 +11,22 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
+class Family(StrEnum):
+    """The families of tables in use: one table for all of IP, one for single devices."""
+
+    INET = "inet"
+    NETDEV = "netdev"
+
+
 class Hook(StrEnum):
-    """The netfilter hooks that a base chain may sit at."""
+    """The netfilter hooks that a base chain may sit at; egress is a device's, in family netdev."""
 
     PREROUTING = "prerouting"
     INPUT = "input"
     FORWARD = "forward"
     OUTPUT = "output"
     POSTROUTING = "postrouting"
+    EGRESS = "egress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,8 @@ class Rule:
 class Chain:
     """A chain; with a hook it is a base chain of type ``kind`` and policy accept.
 
-    A ``learned`` chain gets its rules after it is loaded, and keeps them.
+    A ``learned`` chain gets its rules after it is loaded, and keeps them. ``device`` is the name of
+    the one device at whose egress it sits.
     """
 
     name: str
@@ -65,17 +74,29 @@ class Chain:
     priority: int = 0
     kind: str = "filter"
     learned: bool = False
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A whole table of family inet."""
+    """A whole table."""
 
     name: str
     counters: tuple[Counter, ...] = ()
     sets: tuple[Set, ...] = ()
     chains: tuple[Chain, ...] = ()
     flags: tuple[str, ...] = ()
+    family: Family = Family.INET
+
+    @property
+    def hooks(self) -> frozenset[tuple[str, str | None]]:
+        """The base chains, by name and device."""
+        return frozenset((item.name, item.device) for item in self.chains if item.hook is not None)
+
+    @property
+    def forgetful(self) -> Table:
+        """The same with no ``learned`` set: an update makes each of them anew."""
+        return replace(self, sets=tuple(replace(item, learned=False) for item in self.sets))
 
 
 def render_update(old: Table, new: Table, drop: Iterable[tuple[str, str]]) -> str:
@@ -85,15 +106,16 @@ def render_update(old: Table, new: Table, drop: Iterable[tuple[str, str]]) -> st
     them since: only ``drop``, pairs of set and element in nft's language, goes. All else is made
     anew. An element that has just run out cannot be deleted, so each is added before.
     """
-    name = new.name
-    kept = {item.name for item in new.sets if item.learned}
-    lines = [f"flush chain inet {name} {chain.name}" for chain in old.chains if not chain.learned]
+    name = f"{new.family} {new.name}"
+    there = {item.name for item in old.sets}
+    kept = {item.name for item in new.sets if item.learned and item.name in there}
+    lines = [f"flush chain {name} {chain.name}" for chain in old.chains if not chain.learned]
     staying = {chain.name for chain in new.chains}
-    lines += [f"delete chain inet {name} {c.name}" for c in old.chains if c.name not in staying]
-    lines += [f"delete set inet {name} {item.name}" for item in old.sets if item.name not in kept]
+    lines += [f"delete chain {name} {c.name}" for c in old.chains if c.name not in staying]
+    lines += [f"delete set {name} {item.name}" for item in old.sets if item.name not in kept]
     for set_name, element in drop:
-        lines.append(f"add element inet {name} {set_name} {{ {element} }}")
-        lines.append(f"delete element inet {name} {set_name} {{ {element} }}")
+        lines.append(f"add element {name} {set_name} {{ {element} }}")
+        lines.append(f"delete element {name} {set_name} {{ {element} }}")
     made = replace(new, counters=(), sets=tuple(item for item in new.sets if item.name not in kept))
     return "\n".join(lines) + "\n" + render_create(made)
 
@@ -107,7 +129,7 @@ def render_replace(table: Table) -> str:
 
     The first line makes sure that the delete finds a table.
     """
-    return render_remove(table.name) + render_create(table)
+    return render_remove(table.name, table.family) + render_create(table)
 
 
 def render_create(table: Table) -> str:
@@ -115,13 +137,13 @@ def render_create(table: Table) -> str:
     return "\n".join(_table(table)) + "\n"
 
 
-def render_remove(name: str) -> str:
+def render_remove(name: str, family: Family = Family.INET) -> str:
     """Render the transaction that removes the table, whether it exists or not."""
-    return f"table inet {name}\ndelete table inet {name}\n"
+    return f"table {family} {name}\ndelete table {family} {name}\n"
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"table inet {table.name} {{"
+    yield f"table {table.family} {table.name} {{"
     if table.flags:
         yield f"  flags {','.join(table.flags)};"
     for counter in table.counters:
@@ -156,7 +178,8 @@ def _set(item: Set) -> Iterator[str]:
 def _chain(chain: Chain) -> Iterator[str]:
     yield f"  chain {chain.name} {{"
     if chain.hook is not None:
-        head = f"type {chain.kind} hook {chain.hook} priority {chain.priority}"
+        device = "" if chain.device is None else f' device "{chain.device}"'
+        head = f"type {chain.kind} hook {chain.hook}{device} priority {chain.priority}"
         yield f"    {head}; policy accept;"
     for rule in chain.rules:
         comment = f' comment "{rule.comment}"' if rule.comment else ""

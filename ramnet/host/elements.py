@@ -13,9 +13,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import product
 
-from ramnet.core.compiler import ALIVE, ALIVE_SECONDS
+from ramnet.core.allow import ANY_PORT
 from ramnet.core.packet import IPPROTO_TCP, IPPROTO_UDP
+from ramnet.core.ruleset import Family
+from ramnet.core.scope import engines_set
+from ramnet.core.terms import ALIVE, ALIVE_SECONDS, host_set
 from ramnet.errors import HostError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute, nested
@@ -59,10 +63,13 @@ NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO = 1, 2, 3
 
 NFPROTO_INET = 1
 NFPROTO_IPV4 = 2
-_NFGEN_INET = netlink.NFGEN.pack(NFPROTO_INET, 0, 0)
+NFPROTO_NETDEV = 5
+_FAMILIES = {Family.INET: NFPROTO_INET, Family.NETDEV: NFPROTO_NETDEV}
 
 # nft prints and accepts comments of at most 128 bytes (NFTNL_UDATA_COMMENT_MAXLEN), with the NUL.
 COMMENT_BYTES = 128
+# An id of a cgroup in a set of type cgroupsv2: 64 bits in the order of the machine.
+_GROUP = struct.Struct("=Q")
 # One netlink datagram must fit the send buffer (212,992 bytes by default); an add-delete-add of an
 # IPv6 element with its comment takes about 600 bytes.
 BATCH_ELEMENTS = 128
@@ -94,6 +101,11 @@ def _key(value: bytes) -> bytes:
     return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, value))
 
 
+def _port(port: int) -> bytes:
+    """Pack what follows the address in a key; nothing where every port is meant."""
+    return b"" if port == ANY_PORT else struct.pack(">HH", port, 0)
+
+
 def _timeout(seconds: float) -> bytes:
     return attribute(NFTA_SET_ELEM_TIMEOUT, struct.pack(">Q", max(1, int(seconds * 1000))))
 
@@ -120,9 +132,10 @@ def _comment(text: str) -> bytes:
 class Elements:
     """Writes and reads the host sets ``<name>4`` and ``<name>6`` of one table."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, family: Family = Family.INET) -> None:
         self._table = table
-        self._head = _NFGEN_INET + attribute(NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
+        self._nfgen = netlink.NFGEN.pack(_FAMILIES[family], 0, 0)
+        self._head = self._nfgen + attribute(NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
         self._socket = NetfilterSocket("set elements")
 
     def close(self) -> None:
@@ -144,8 +157,8 @@ class Elements:
     def _transaction(self, name: str, work: list[tuple[Element, bool]]) -> None:
         steps: list[_Step] = []
         for element, keep in work:
-            set_name = f"{name}{element.address.version}".encode()
-            key = _key(element.address.packed + struct.pack(">HH", element.port, 0))
+            set_name = host_set(name, element.address.version, element.port).encode()
+            key = _key(element.address.packed + _port(element.port))
             full = key + _timeout(element.timeout) + _comment(element.comment)
             steps += _renewal(self._body(set_name, full), self._body(set_name, key))
             if not keep:
@@ -187,7 +200,7 @@ class Elements:
         once the table was made anew or a rule came or went.
         """
         sequence = self._socket.next_sequence()
-        payload = _NFGEN_INET + attribute(NFTA_TABLE_NAME, self._table.encode() + b"\0")
+        payload = self._nfgen + attribute(NFTA_TABLE_NAME, self._table.encode() + b"\0")
         flags = netlink.NLM_F_REQUEST
         request = netlink.message(NFT_MSG_GETTABLE, flags, sequence, payload)
         try:
@@ -199,7 +212,7 @@ class Elements:
         return handle, tuple(sorted(self._chains()))
 
     def _chains(self) -> Iterator[tuple[str, int]]:
-        for part in self._socket.dump(NFT_MSG_GETCHAIN, _NFGEN_INET):
+        for part in self._socket.dump(NFT_MSG_GETCHAIN, self._nfgen):
             found = dict(netlink.attributes(part[netlink.NFGEN.size :]))
             if _text(found[NFTA_CHAIN_TABLE]) == self._table:
                 yield _text(found[NFTA_CHAIN_NAME]), int.from_bytes(found[NFTA_CHAIN_USE], "big")
@@ -244,13 +257,41 @@ class Elements:
             steps += _renewal(full, self._body(ALIVE.encode(), key))[:2]
         self._commit(steps, f"emptying set {ALIVE}")
 
+    def feed_groups(self, level: int, add: Iterable[int], drop: Iterable[int] = ()) -> None:
+        """Add the ids of cgroups to the set of their ``level``, and drop others, all at once.
+
+        nft itself takes paths only, and looks them up when it runs. What is not there may be
+        dropped all the same. Raises ``HostError``; then nothing was done.
+        """
+        name = engines_set(level).encode()
+        adding = dict.fromkeys(add)
+        steps: list[_Step] = []
+        for ident in dict.fromkeys((*adding, *drop)):
+            body = self._body(name, _key(_GROUP.pack(ident)))
+            steps.append((NFT_MSG_NEWSETELEM, netlink.NLM_F_CREATE, body))
+            if ident not in adding:  # only what is there can be deleted, so it is added before
+                steps.append((NFT_MSG_DELSETELEM, 0, body))
+        if steps:
+            self._commit(steps, f"feeding cgroups to set {name.decode()}")
+
+    def groups(self, level: int) -> frozenset[int]:
+        """Return the ids in the set of cgroups of this level; none where there is no such set."""
+        request = self._head + attribute(
+            NFTA_SET_ELEM_LIST_SET, engines_set(level).encode() + b"\0"
+        )
+        try:
+            parts = list(self._socket.dump(NFT_MSG_GETSETELEM, request))
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(ident for part in parts for ident in _parse_groups(part))
+
     def counters(self) -> dict[str, int]:
         """Return the packets of each named counter; none where there is no table.
 
         Not through libnftables: it reads every element of the table to list a counter.
         """
         request = (
-            _NFGEN_INET
+            self._nfgen
             + attribute(NFTA_OBJ_TABLE, self._table.encode() + b"\0")
             + attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
         )
@@ -261,14 +302,13 @@ class Elements:
         return dict(map(_parse_counter, parts))
 
     def list(self, name: str) -> Iterator[Element]:
-        """Yield the elements of ``<name>4`` and ``<name>6`` with their remaining seconds.
+        """Yield the elements of the host sets of ``name`` with their remaining seconds.
 
         A table or set that does not exist yields nothing.
         """
-        for version, width in ((4, 4), (6, 16)):
-            request = self._head + attribute(
-                NFTA_SET_ELEM_LIST_SET, f"{name}{version}".encode() + b"\0"
-            )
+        for (version, width), port in product(((4, 4), (6, 16)), (1, ANY_PORT)):
+            set_name = host_set(name, version, port).encode()
+            request = self._head + attribute(NFTA_SET_ELEM_LIST_SET, set_name + b"\0")
             try:
                 for part in self._socket.dump(NFT_MSG_GETSETELEM, request):
                     yield from _parse_list(part, width)
@@ -287,28 +327,41 @@ def _parse_counter(part: memoryview) -> tuple[str, int]:
 
 
 def _parse_list(part: memoryview, width: int) -> Iterator[Element]:
+    for element in _elements_of(part):
+        parsed = _parse_element(element, width)
+        if parsed is not None:
+            yield parsed
+
+
+def _parse_groups(part: memoryview) -> Iterator[int]:
+    for element in _elements_of(part):
+        key = _key_of(dict(netlink.attributes(element)).get(NFTA_SET_ELEM_KEY, b""))
+        if len(key) == _GROUP.size:
+            yield _GROUP.unpack(key)[0]
+
+
+def _elements_of(part: memoryview) -> Iterator[memoryview]:
     for kind, value in netlink.attributes(part[netlink.NFGEN.size :]):
         if kind == NFTA_SET_ELEM_LIST_ELEMENTS:
-            for _, element in netlink.attributes(value):
-                parsed = _parse_element(element, width)
-                if parsed is not None:
-                    yield parsed
+            yield from (element for _, element in netlink.attributes(value))
+
+
+def _key_of(data: bytes | memoryview) -> bytes:
+    return next((bytes(v) for k, v in netlink.attributes(data) if k == NFTA_DATA_VALUE), b"")
 
 
 def _parse_element(data: memoryview, width: int) -> Element | None:
     key, seconds, comment = b"", 0.0, ""
     for kind, value in netlink.attributes(data):
         if kind == NFTA_SET_ELEM_KEY:
-            key = next(
-                (bytes(v) for k, v in netlink.attributes(value) if k == NFTA_DATA_VALUE), b""
-            )
+            key = _key_of(value)
         elif kind == NFTA_SET_ELEM_EXPIRATION:
             seconds = int.from_bytes(value, "big") / 1000
         elif kind == NFTA_SET_ELEM_USERDATA:
             comment = _parse_comment(bytes(value))
-    if len(key) != width + 4:
+    if len(key) not in (width, width + 4):
         return None
-    port = int.from_bytes(key[width : width + 2], "big")
+    port = int.from_bytes(key[width : width + 2], "big")  # none: ANY_PORT
     return Element(ip_address(key[:width]), port, seconds, comment)
 
 

@@ -20,13 +20,17 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from ramnet.core.compiler import ALIVE_SECONDS, ALLOW, TABLE, Held
+from ramnet.core.blocker import Blocker
 from ramnet.core.engine import Engine
 from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
+from ramnet.core.learner import Learner
 from ramnet.core.leases import Key
 from ramnet.core.packet import tcp_ends
+from ramnet.core.ruleset import Family
+from ramnet.core.terms import ALIVE_SECONDS, TABLE
 from ramnet.errors import HostError
-from ramnet.host.elements import Element, Elements
+from ramnet.host.elements import Elements
+from ramnet.host.leasing import Books
 from ramnet.host.nflog import BURST as COPIES
 from ramnet.host.nflog import NflogReader
 from ramnet.host.queue import NfQueue, Queued
@@ -67,39 +71,75 @@ class HoldCounters:
     hold_times: Counter[int] = field(default_factory=Counter)
 
 
+@dataclass(slots=True, eq=False)
+class _Line:
+    """One queue and who learns from it; a ``blocker`` may change what the queue lets pass.
+
+    ``held`` is what waits, by its number in the queue, and since when: the reader adds, both
+    threads remove.
+    """
+
+    queue: NfQueue
+    learner: Learner
+    blocker: Blocker | None = None
+    held: dict[int, tuple[float, bytes]] = field(default_factory=dict)
+
+    def let_go(self, ident: int) -> bool:
+        """Let a packet pass that was held; False when somebody else has."""
+        if self.held.pop(ident, None) is None:
+            return False
+        self.queue.accept(ident)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A packet that is held."""
+
+    line: _Line
+    ident: int
+
+
 @dataclass(slots=True)
 class _Work:
     """Set updates to make, and the packet that waits for them, if one does."""
 
     writes: list[WriteLeases]
     keys: tuple[Key, ...]
-    ident: int | None
+    waiting: _Waiting | None
     since: float
     epoch: int
 
 
 class Holder:
-    """Owns the queue and, in this mode, the copies of queries; shares the learner by ``lock``."""
+    """Owns the queues and, in this mode, the copies of queries; shares learners by ``lock``."""
 
     def __init__(
         self,
         queue: NfQueue,
+        others: NfQueue,
         queries: NflogReader,
+        books: Books,
         engine: Engine,
         lock: threading.Lock,
-        report: Callable[[TableLost], None],
+        report: Callable[[TableLost, int], None],
     ) -> None:
-        """``report`` is called from the writer's thread when an update failed."""
+        """``queue`` has the answers that engines hear, ``others`` those of everybody else.
+
+        ``report`` is called from the writer's thread when an update failed, with the ``epoch`` of
+        the table that it was for.
+        """
         self.counters = HoldCounters()
-        self._queue = queue
+        self._lines = (
+            _Line(queue, engine.learner),
+            _Line(others, engine.heard, engine.blocker),
+        )
         self._queries = queries
-        self._learner = engine.learner
-        self._blocker = engine.blocker
+        self._books = books
+        self._engine = engine
         self._lock = lock
         self._report = report
         self._work: SimpleQueue[_Work | threading.Event | None] = SimpleQueue()
-        # What waits, by its number, and since when: the reader adds, both remove.
-        self._held: dict[int, tuple[float, bytes]] = {}
         self._failed: deque[_Work] = deque(maxlen=MAX_WORK)
         # How many submitted updates name a key.
         self._pending: dict[Key, int] = {}
@@ -107,7 +147,7 @@ class Holder:
         # Held while something is written. Every whole table begins an epoch: what was in line
         # before is in it, or is not allowed any more.
         self._writing = threading.Lock()
-        self._epoch = 0
+        self.epoch = 0
         self._stopping = threading.Event()
         # Whether everything is let go of at the moment: nothing new is to be held.
         self._letting_go = False
@@ -133,7 +173,8 @@ class Holder:
         for thread in self._threads:
             thread.join()
         self.let_go(elements)
-        self._queue.close()
+        for line in self._lines:
+            line.queue.close()
         os.close(self._wake)
         os.close(self._waker)
 
@@ -148,12 +189,12 @@ class Holder:
         return {
             "seen": counters.seen,
             "held": counters.held,
-            "waiting": len(self._held),
+            "waiting": sum(len(line.held) for line in self._lines),
             "unread": counters.unread,
             "released_late": counters.released_late,
             "written_late": counters.written_late,
             "write_failures": counters.write_failures,
-            "overruns": self._queue.overruns,
+            "overruns": sum(line.queue.overruns for line in self._lines),
             "hold_us": {str(limit): counters.hold_times[limit] for limit in HOLD_BUCKETS},
         }
 
@@ -177,48 +218,55 @@ class Holder:
         """
         with self._writing:
             yield
-            self._epoch += 1
+            self.epoch += 1
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
             body()
         except BaseException as err:  # noqa: BLE001 - the daemon's thread ends the daemon with it
             self.failure = err
-            self._report(TableLost(f"the DNS thread failed: {err!r}"))
+            self._report(TableLost(f"the DNS thread failed: {err!r}"), self.epoch)
 
     # The reader
 
     def _read(self) -> None:
         poll = select.poll()
-        for descriptor in (self._queue.fileno(), self._queries.fileno(), self._wake):
+        queues = (line.queue.fileno() for line in self._lines)
+        for descriptor in (*queues, self._queries.fileno(), self._wake):
             poll.register(descriptor, select.POLLIN)
         while not self._stopping.is_set():
             self._turned = time.monotonic()
-            poll.poll(HELD_MILLISECONDS if self._held else IDLE_MILLISECONDS)
+            waiting = any(line.held for line in self._lines)
+            poll.poll(HELD_MILLISECONDS if waiting else IDLE_MILLISECONDS)
             self._take_queries()
-            passed: list[int] = []
-            end = time.monotonic() + TURN_SECONDS
-            for _ in range(BURST):
-                queued = self._queue.receive()
-                if queued is None:
-                    break
-                self._take(queued, passed)
-                self._turned = time.monotonic()
-                if self._turned > end:
-                    break
-            self._pass(passed)
-            if self._held:
-                self._release_overdue()
+            for line in self._lines:
+                self._take_turn(line)
+
+    def _take_turn(self, line: _Line) -> None:
+        """Take some of what waits in a queue."""
+        passed: list[int] = []
+        end = time.monotonic() + TURN_SECONDS
+        for _ in range(BURST):
+            queued = line.queue.receive()
+            if queued is None:
+                break
+            self._take(line, queued, passed)
+            self._turned = time.monotonic()
+            if self._turned > end:
+                break
+        self._pass(line, passed)
+        if line.held:
+            self._release_overdue(line)
 
     def _take_queries(self) -> None:
         """Note the queries that have left. Their copies were made before any answer came."""
         now = time.monotonic()
-        note = self._learner.query
+        listener = self._engine.listener
         for _ in range(COPY_ROUNDS):
             copies = list(self._queries.read())
             for copy in copies:
                 if isinstance(copy, QueryCopy):
-                    note(copy.packet, now)
+                    listener(forwarded=copy.forwarded).query(copy.packet, now)
                 else:
                     self._learn_late(copy, now)
             if len(copies) < COPIES:
@@ -227,17 +275,22 @@ class Holder:
     def _learn_late(self, copy: AnswerCopy, now: float) -> None:
         """Learn from an answer that passed unheld, while the heartbeat was late."""
         with self._lock:
-            for lesson in self._learner.packet(copy.packet, now):
+            for lesson in self._engine.listener(forwarded=copy.forwarded).packet(copy.packet, now):
                 if lesson.write is not None:
                     self._submit([lesson.write], lesson.keys, None, now)
 
-    def _take(self, queued: Queued, passed: list[int]) -> None:
+    def _take(self, line: _Line, queued: Queued, passed: list[int]) -> None:
         counters = self.counters
         counters.seen += 1
-        if queued.forwarded:
-            self._forward(queued, passed)
-            return
-        learner = self._learner
+        if line.blocker is not None:
+            changed = line.blocker.packet(queued.packet)
+            if changed is not None:
+                line.queue.accept_with(queued.ident, changed)
+                return
+            if not queued.forwarded:  # another program's than an engine: it teaches nothing
+                passed.append(queued.ident)
+                return
+        learner = line.learner
         now = time.monotonic()
         if not learner.concerns(queued.packet, now):
             passed.append(queued.ident)
@@ -254,53 +307,42 @@ class Holder:
             if not writes and not any(key in self._pending for key in keys):
                 if lessons:  # not what nobody asked: the same answer may be to another's query
                     learner.settled(queued.packet, now)
-                if not self._overtakes(queued.packet):
+                if not _overtakes(line, queued.packet):
                     passed.append(queued.ident)
                     return
             counters.held += 1
-            self._held[queued.ident] = now, tcp_ends(queued.packet)
-            self._submit(writes, keys, queued.ident, now)
-
-    def _overtakes(self, packet: bytes) -> bool:
-        """Tell whether a TCP segment may repeat or follow one of its stream that is held."""
-        ends = tcp_ends(packet)
-        return bool(ends) and any(ends == other for _, other in list(self._held.values()))
-
-    def _forward(self, queued: Queued, passed: list[int]) -> None:
-        """Judge an answer that a container is to hear; it teaches nothing."""
-        changed = self._blocker.packet(queued.packet)
-        if changed is None:
-            passed.append(queued.ident)
-        else:
-            self._queue.accept_with(queued.ident, changed)
+            line.held[queued.ident] = now, tcp_ends(queued.packet)
+            self._submit(writes, keys, _Waiting(line, queued.ident), now)
 
     def _submit(
-        self, writes: list[WriteLeases], keys: tuple[Key, ...], ident: int | None, since: float
+        self,
+        writes: list[WriteLeases],
+        keys: tuple[Key, ...],
+        waiting: _Waiting | None,
+        since: float,
     ) -> None:
         """Hand over to the writer; until it is done the keys are not to be taken for known."""
         with self._counting:
             for key in keys:
                 self._pending[key] = self._pending.get(key, 0) + 1
-        self._work.put(_Work(writes, keys, ident, since, self._epoch))
+        self._work.put(_Work(writes, keys, waiting, since, self.epoch))
 
-    def _pass(self, passed: list[int]) -> None:
+    def _pass(self, line: _Line, passed: list[int]) -> None:
         """Let packets pass: by one message for all when nothing before them is held."""
         if not passed:
             return
-        if len(passed) > 1 and not self._held:
-            self._queue.accept(passed[-1], up_to=True)
+        if len(passed) > 1 and not line.held:
+            line.queue.accept(passed[-1], up_to=True)
             return
         for ident in passed:
-            self._queue.accept(ident)
+            line.queue.accept(ident)
 
-    def _release_overdue(self) -> None:
+    def _release_overdue(self, line: _Line) -> None:
         limit = time.monotonic() - DEADLINE
-        for ident, (since, _) in list(self._held.items()):
+        for ident, (since, _) in list(line.held.items()):
             if since > limit:
                 return  # in order of their coming
-            if self._held.pop(ident, None) is not None:
-                self.counters.released_late += 1
-                self._queue.accept(ident)
+            self.counters.released_late += line.let_go(ident)
 
     # The heartbeat
 
@@ -325,7 +367,7 @@ class Holder:
     # The writer
 
     def _write(self) -> None:
-        elements = Elements(TABLE)
+        elements, edge = Elements(TABLE), Elements(TABLE, Family.NETDEV)
         try:
             while True:
                 work = self._work.get()
@@ -334,30 +376,31 @@ class Holder:
                 if isinstance(work, threading.Event):
                     work.set()
                 else:
-                    self._carry_out(elements, work)
+                    self._carry_out(elements, edge, work)
         finally:
             elements.close()
+            edge.close()
 
-    def _carry_out(self, elements: Elements, work: _Work) -> None:
+    def _carry_out(self, elements: Elements, edge: Elements, work: _Work) -> None:
         try:
             try:
-                self._write_now(elements, work)
+                self._write_now(elements, edge, work)
             except HostError:
                 self.counters.write_failures += 1
                 # Once more: to replace the table, which is the other way out, ends every wait.
-                self._write_now(elements, work)
+                self._write_now(elements, edge, work)
         except HostError as err:
             self._failed.append(work)  # released when the table is back, or by its deadline
-            self._report(TableLost(err.message))
+            self._report(TableLost(err.message), work.epoch)
         else:
             self._release(work)
         finally:
             self._settle(work)
 
-    def _write_now(self, elements: Elements, work: _Work) -> None:
+    def _write_now(self, elements: Elements, edge: Elements, work: _Work) -> None:
         with self._writing:
-            for command in work.writes if work.epoch == self._epoch else ():
-                elements.write(ALLOW, map(_element, command.add), map(_bare, command.drop))
+            for command in work.writes if work.epoch == self.epoch else ():
+                self._books.write(command, elements, edge)
 
     def _settle(self, work: _Work) -> None:
         with self._counting:
@@ -369,12 +412,12 @@ class Holder:
                     del self._pending[key]
 
     def _release(self, work: _Work) -> None:
-        if work.ident is None:
+        waiting = work.waiting
+        if waiting is None:
             return
-        if self._held.pop(work.ident, None) is None:
+        if not waiting.line.let_go(waiting.ident):
             self.counters.written_late += 1
             return
-        self._queue.accept(work.ident)
         took = (time.monotonic() - work.since) * 1e6
         bucket = next((limit for limit in HOLD_BUCKETS if took <= limit), HOLD_BUCKETS[-1])
         self.counters.hold_times[bucket] += 1
@@ -388,12 +431,11 @@ class Holder:
         self._letting_go = True
         with suppress(HostError):  # there may be no table
             elements.forget_alive()
-        for ident in list(self._held):
-            if self._held.pop(ident, None) is not None:
-                self.counters.released_late += 1
-                self._queue.accept(ident)
-        while (queued := self._queue.receive()) is not None:
-            self._queue.accept(queued.ident)
+        for line in self._lines:
+            for ident in list(line.held):
+                self.counters.released_late += line.let_go(ident)
+            while (queued := line.queue.receive()) is not None:
+                line.queue.accept(queued.ident)
 
     def hold_again(self, elements: Elements) -> None:
         """End ``let_go``: hold from now on, not from the next heartbeat."""
@@ -406,9 +448,7 @@ class Holder:
             self._release(self._failed.popleft())
 
 
-def _element(item: Held) -> Element:
-    return Element(item.address, item.port, item.seconds, item.name)
-
-
-def _bare(key: Key) -> Element:
-    return Element(*key)
+def _overtakes(line: _Line, packet: bytes) -> bool:
+    """Tell whether a TCP segment may repeat or follow one of its stream that is held."""
+    ends = tcp_ends(packet)
+    return bool(ends) and any(ends == other for _, other in list(line.held.values()))

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 
 from ramnet.core.events import AnswerCopy, QueryCopy
+from ramnet.core.packet import asks
 from ramnet.errors import HostError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
@@ -31,6 +32,7 @@ NFULA_CFG_TIMEOUT = 4
 NFULA_CFG_QTHRESH = 5
 NFULNL_CFG_CMD_BIND = 1
 NFULNL_COPY_PACKET = 2
+NF_INET_FORWARD = 2
 NF_INET_LOCAL_OUT = 3
 
 
@@ -116,4 +118,6 @@ def _parse(payload: memoryview) -> QueryCopy | AnswerCopy | None:
             packet = bytes(value)
     if packet is None:
         return None
+    if hook == NF_INET_FORWARD:  # to the resolver's port, or from it
+        return (QueryCopy if asks(packet) else AnswerCopy)(packet, forwarded=True)
     return QueryCopy(packet) if hook == NF_INET_LOCAL_OUT else AnswerCopy(packet)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import fcntl
+import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramnet.core.kernel import Evidence, Feature
-from ramnet.core.ruleset import Chain, Hook, Rule, Set, Table, render_create
+from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Set, Table, render_create
+from ramnet.core.scope import PROBE_PORT, PROBED, engines_set
 from ramnet.errors import HostError
+from ramnet.host.bpf import mark_sockets, unmark_sockets
+from ramnet.host.cgroups import mount_point, temporary_group
 from ramnet.host.elements import NFPROTO_IPV4, Elements
+from ramnet.host.live import PROBE_ADDRESS, live_probe
 from ramnet.host.nflog import NflogReader
 from ramnet.host.nft import Nft
 from ramnet.host.scratch import in_scratch_netns
 
 TABLE = "ramnet_probe"
 _GROUP = 1
+_MARK = 0x0200_0000  # any bit will do: what carries it ends with the probe
+_OWNED = "owned"  # counts packets that have a socket
+
+# linux/sockios.h, net/if.h
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,8 @@ _TRIALS: Mapping[Feature, _Trial] = {
         "udp sport 53 queue flags bypass to 1", "queue flags bypass", hook=Hook.INPUT
     ),
     Feature.NAT: _Trial(Table(TABLE, chains=(_REDIRECT,)), "redirect to :2"),
+    Feature.SOCKET_UID: _rule("meta skuid 0 counter", "skuid"),
+    Feature.MPTCP_OPTION: _rule("tcp option 30 exists counter", "tcp option"),
     Feature.OWNER: _Trial(Table(TABLE, flags=("owner",)), "flags owner"),
 }
 
@@ -92,6 +105,7 @@ def _probe_here() -> dict[Feature, Evidence]:
         Feature.COMPAT_QUEUE: _compat_queue,
         Feature.CGROUP_BPF: _cgroup_bpf,
         Feature.SOCKET_CGROUP: _socket_cgroup,
+        Feature.EGRESS: _netdev_egress,
     }
     found = {}
     nft = Nft()
@@ -115,11 +129,14 @@ def _clear(nft: Nft) -> None:
 
 def _try(nft: Nft, trial: _Trial) -> str:
     nft.apply(render_create(trial.table))
-    listing = nft.list_table("inet", TABLE)
-    for line in listing.splitlines():
-        if trial.expect in line:
+    return _read_back(nft, "inet", trial.expect)
+
+
+def _read_back(nft: Nft, family: str, expect: str) -> str:
+    for line in nft.list_table(family, TABLE).splitlines():
+        if expect in line:
             return f"loaded and read back: {line.strip()}"
-    raise HostError(f"the kernel took the rule, but it does not read back as '{trial.expect}'")
+    raise HostError(f"the kernel took the rule, but it does not read back as '{expect}'")
 
 
 def _nflog(_nft: Nft) -> str:
@@ -150,54 +167,67 @@ def _compat_queue(nft: Nft) -> str:
     return "appended xt target NFQUEUE revision 3 to a chain of family inet"
 
 
-def cgroup2_mount() -> str:
-    """Return where the cgroup v2 hierarchy is mounted; ``HostError`` when it is not."""
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            if right.split(" ", 1)[0] == "cgroup2":
-                return left.split(" ")[4]
-    raise HostError(
-        "no cgroup v2 hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup"
-    )
-
-
 def _socket_cgroup(nft: Nft) -> str:
-    """Match the group that exists nearest to the root: nft resolves a path when it loads it."""
-    mount = cgroup2_mount()
-    groups = sorted(entry.name for entry in os.scandir(mount) if entry.is_dir())
-    # nft reads paths from /sys/fs/cgroup, which on a hybrid machine is not the cgroup2 mount.
-    prefix = os.path.relpath(mount, "/sys/fs/cgroup")
-    prefix = "" if prefix == "." else f"{prefix}/"
-    if not groups:
-        raise HostError("the cgroup v2 hierarchy has no group to try with")
-    return _try(nft, _rule(f'socket cgroupv2 level 1 "{prefix}{groups[0]}" counter', "cgroupv2"))
+    """Match a group by its id, which netlink feeds, and match whatever has a socket at all."""
+    rules = (
+        f"socket cgroupv2 level 1 @{engines_set(1)} goto engine",
+        f"socket transparent 0-1 counter name {_OWNED}",
+    )
+    with temporary_group(mount_point()) as group:
+        nft.apply(_telling_apart(rules, Set(engines_set(1), "cgroupsv2")))
+        elements = Elements(TABLE)
+        try:
+            elements.feed_groups(1, [group.stat().st_ino])
+            seen = _live(elements, group)
+            if not elements.counters()[_OWNED]:
+                raise HostError("'socket transparent 0-1' does not match what has a socket")
+        finally:
+            elements.close()
+    return f"a group at level 1, by its id: {seen}"
 
 
-def _cgroup_bpf(_nft: Nft) -> str:
-    """Load (attach nothing) a two-instruction program of type CGROUP_SOCK."""
-    import ctypes  # noqa: PLC0415 - only this probe calls bpf(2) directly
-
-    program = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-    instructions = ctypes.create_string_buffer(program, len(program))
-    licence = ctypes.create_string_buffer(b"GPL")
-    bpf_prog_load, cgroup_sock, sys_bpf = 5, 9, _bpf_number()
-    packed = struct.pack(
-        "=IIQQ", cgroup_sock, 2, ctypes.addressof(instructions), ctypes.addressof(licence)
-    ).ljust(128, b"\0")
-    attr = ctypes.create_string_buffer(packed, len(packed))
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.syscall(sys_bpf, bpf_prog_load, attr, len(packed))
-    if descriptor < 0:
-        raise HostError(f"bpf(BPF_PROG_LOAD): {os.strerror(ctypes.get_errno())}")
-    os.close(descriptor)
-    return "loaded a BPF program of type cgroup/sock"
+def _cgroup_bpf(nft: Nft) -> str:
+    """Mark the sockets of a group by BPF, and match the mark."""
+    with temporary_group(mount_point()) as group:
+        nft.apply(_telling_apart((f"meta mark and {_MARK:#010x} == {_MARK:#010x} goto engine",)))
+        elements = Elements(TABLE)
+        try:
+            mark_sockets(group, _MARK)
+            seen = _live(elements, group)
+        finally:
+            elements.close()
+            unmark_sockets(group)
+    return f"sockets of a group marked by BPF: {seen}"
 
 
-def _bpf_number() -> int:
-    numbers = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-    machine = os.uname().machine
+def _telling_apart(rules: Iterable[str], *sets: Set) -> str:
+    """Render a table that tells engines' packets by these rules, and stops the live probe's."""
+    engine = Rule(f"ip daddr {PROBE_ADDRESS} udp dport {PROBE_PORT} counter name {PROBED} drop")
+    chains = (
+        Chain("engine", (engine,)),
+        Chain("probe", tuple(map(Rule, rules)), Hook.OUTPUT, -160),
+    )
+    return render_create(Table(TABLE, (Counter(PROBED), Counter(_OWNED)), sets, chains))
+
+
+def _live(elements: Elements, group: Path) -> str:
+    _set_lo_up()
+    trouble = live_probe(elements, group)
+    if trouble:
+        raise HostError(trouble)
+    return "a datagram from inside was counted and dropped, one from outside was not"
+
+
+def _set_lo_up() -> None:
+    """Bring up lo, which a new namespace has down (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
+
+
+def _netdev_egress(nft: Nft) -> str:
+    chain = 'type filter hook egress device "lo" priority 0; policy accept;'
+    nft.apply(f"table netdev {TABLE} {{\nchain probe {{\n{chain}\n}}\n}}\n")
     try:
-        return numbers[machine]
-    except KeyError:
-        raise HostError(f"the number of bpf(2) on {machine} is not known") from None
+        return _read_back(nft, "netdev", "hook egress")
+    finally:
+        nft.apply(f"delete table netdev {TABLE}\n")

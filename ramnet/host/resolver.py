@@ -56,7 +56,10 @@ class LookupFailed(Exception):
 
 
 class Resolver:
-    """Keeps a list of names resolved and reports each result as an event."""
+    """Keeps a list of names resolved and reports each result as an event.
+
+    ``ports`` are the local UDP ports from which it asks at the moment.
+    """
 
     def __init__(
         self, report: Callable[[Resolved | Unresolved], None], *, concurrency: int
@@ -69,6 +72,7 @@ class Resolver:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(concurrency)
         self._interfaces: dict[Server, int] = {}
+        self.ports: set[int] = set()
 
     def set_names(self, names: Iterable[HostName]) -> None:
         """Resolve exactly these names from now on; those that are new are due at once."""
@@ -169,8 +173,9 @@ class Resolver:
         """
         problems: dict[str, None] = {}
         for server in self.servers * ROUNDS:
+            interface = self._interfaces.get(without_zone(server))
             try:
-                answer = await _ask(server, self._interfaces.get(without_zone(server)), name, qtype)
+                answer = await _ask(server, interface, name, qtype, self.ports)
             except (OSError, TimeoutError, WireError) as err:
                 problems.setdefault(f"{server}: {str(err) or 'no answer'}")
                 continue
@@ -195,10 +200,18 @@ def _query(name: HostName, qtype: int) -> tuple[int, bytes]:
     return record.header.id, bytes(record.pack())
 
 
-async def _ask(server: Server, interface: int | None, name: HostName, qtype: int) -> Answer:
+async def _ask(
+    server: Server, interface: int | None, name: HostName, qtype: int, ports: set[int]
+) -> Answer:
     ident, query = _query(name, qtype)
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        answer = await _ask_udp(_udp_socket(server, interface), ident, query, name, qtype)
+        made = _udp_socket(server, interface)
+        port = made.getsockname()[1]
+        ports.add(port)
+        try:
+            answer = await _ask_udp(made, ident, query, name, qtype)
+        finally:
+            ports.discard(port)
     if not answer.truncated:
         return answer
     async with asyncio.timeout(TIMEOUT_SECONDS):

@@ -11,8 +11,8 @@ from typing import Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ramnet.core.compiler import Resolver
 from ramnet.core.dns import DNS_PORT
+from ramnet.core.terms import Resolver
 from ramnet.errors import HostError
 from ramnet.host.conntrack import responder_of
 from ramnet.host.resolvconf import Server, without_zone

@@ -22,7 +22,9 @@ class Engine:
     """dockerd and its command line.
 
     ``cgroup_parent`` is the name under which the containers' cgroups are made in every hierarchy;
-    whoever owns the lab removes it. ``options`` are keys of daemon.json.
+    whoever owns the lab removes it. ``options`` are keys of daemon.json. ``cgroup`` is a directory
+    of a cgroup mount that dockerd joins at every start before it runs: what it starts follows, its
+    containerd too; what runs in containers does not.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class Engine:
         cgroup_parent: str,
         *,
         options: Mapping[str, object] | None = None,
+        cgroup: Path | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.socket = directory / "docker.sock"
         self.log = directory / "dockerd.log"
+        self.cgroup = cgroup
         self._directory = directory
         self._cgroup_parent = cgroup_parent
         self._options = dict(options or {})
@@ -48,10 +52,16 @@ class Engine:
             raise LabError("the engine is not running")
         return self._process.pid
 
-    def start(self, *, wait: bool = True, cgroup: Path | None = None) -> None:
+    def start(
+        self,
+        *,
+        wait: bool = True,
+        cgroup: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         """Start dockerd; with ``wait`` return when its API answers.
 
-        ``cgroup`` is a directory of a cgroup mount that dockerd joins before it runs.
+        ``cgroup`` stands in for the engine's own this once, and ``env`` is for this start only.
         """
         config = self._directory / "daemon.json"
         config.write_text(json.dumps(self._options), encoding="utf-8")
@@ -63,7 +73,9 @@ class Engine:
         argv += ["--pidfile", str(self._directory / "dockerd.pid")]
         argv += ["--exec-opt", "native.cgroupdriver=cgroupfs"]
         argv += ["--cgroup-parent", f"/{self._cgroup_parent}", "--shutdown-timeout", "1"]
-        self._process = self.sandbox.popen(argv, log=self.log, cgroup=cgroup)
+        self._process = self.sandbox.popen(
+            argv, log=self.log, env=env, cgroup=cgroup or self.cgroup
+        )
         if wait:
             self.wait_ready()
 

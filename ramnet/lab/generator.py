@@ -66,8 +66,9 @@ class Report:
 class Generator:
     """Attempts ``rate`` connects a second to the targets in turn, from inside a sandbox.
 
-    ``targets`` are (address, port) pairs. As a context manager it starts on entry, unless
-    it runs already, and stops on exit; ``report`` holds the final counts after ``stop``.
+    ``targets`` are (address, port) pairs; ``cgroup`` is where it makes its sockets. As a context
+    manager it starts on entry, unless it runs already, and stops on exit; ``report`` holds the
+    final counts after ``stop``.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Generator:
         targets: Iterable[tuple[str, int]],
         *,
         rate: float = 250.0,
+        cgroup: Path | None = None,
     ) -> None:
         self.sandbox = sandbox
+        self.cgroup = cgroup
         self.log = log
         self.targets = tuple(targets)
         self.rate = rate
@@ -104,7 +107,11 @@ class Generator:
         argv = [sys.executable, "-m", __name__, "--rate", str(self.rate)]
         argv += [f"{port}@{address}" for address, port in self.targets]
         self._process = self.sandbox.popen(
-            argv, log=self.log, feed=True, env={"PYTHONPATH": str(PYTHON_PATH)}
+            argv,
+            log=self.log,
+            feed=True,
+            env={"PYTHONPATH": str(PYTHON_PATH)},
+            cgroup=self.cgroup,
         )
         self._process.wait_for_line('"attempted"')
 

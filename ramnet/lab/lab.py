@@ -14,13 +14,14 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ramnet.errors import LabError
+from ramnet.host.cgroups import mount_point
 from ramnet.lab import janitor, topology, world
 from ramnet.lab.capture import Capture
 from ramnet.lab.dns import Dns, Record
@@ -28,16 +29,22 @@ from ramnet.lab.engine import Engine
 from ramnet.lab.generator import Generator
 from ramnet.lab.pki import Pki
 from ramnet.lab.process import Process, let_go
-from ramnet.lab.programs import require_all
+from ramnet.lab.programs import PYTHON_PATH, require_all
 from ramnet.lab.ramnet import Daemon
 from ramnet.lab.registry import Registries
-from ramnet.lab.sandbox import Sandbox
+from ramnet.lab.sandbox import Sandbox, joining
 
 PROGRAMS = (
     *("busybox", "dnsmasq", "docker-registry", "ip", "mount", "nft", "nsenter", "openssl"),
     *("tcpdump", "unshare"),
 )
 ENGINE_PROGRAMS = ("docker", "dockerd", "iptables")
+
+# The engine's group lies beside those that runc makes for containers: below the name of the lab, a
+# container with the network of the host is no part of the engine.
+ENGINES = "engines"
+PROXIES = "proxies"
+DOCKER_PROXY = PYTHON_PATH / "systemd/ramnet-docker-proxy"
 
 LOCAL_REGISTRY = 5000  # the port of the registry on the client's own loopback
 
@@ -48,6 +55,10 @@ class Lab:
     ``engine`` starts dockerd (with ``engine_options``, keys of daemon.json), ``registries`` the
     registry servers. ``records`` are added to the world's DNS, whose default time to live is
     ``ttl`` seconds; ``certificate_names`` to what the registries' certificate is valid for.
+
+    ``engine_cgroup`` makes the cgroup v2 group ``engine_group``, starts the engine in it, and its
+    docker-proxy by the wrapper that leaves it. Without it the engine stays in the group of whoever
+    made the lab, as on a machine where nobody gave it a slice.
     """
 
     client: Sandbox
@@ -60,6 +71,7 @@ class Lab:
         self,
         *,
         engine: bool = False,
+        engine_cgroup: bool = False,
         registries: bool = True,
         engine_options: Mapping[str, object] | None = None,
         records: Mapping[str, Record] | None = None,
@@ -69,6 +81,7 @@ class Lab:
         self.name = f"{janitor.PREFIX}{secrets.token_hex(4)}"
         self.directory = Path(tempfile.gettempdir()) / self.name
         self._with_engine = engine
+        self._with_engine_cgroup = engine_cgroup
         self._with_registries = registries
         self._engine_options = engine_options
         self._records = {**world.RECORDS, **(records or {})}
@@ -111,6 +124,30 @@ class Lab:
             raise LabError("this lab has no engine")
         return self._engine
 
+    @property
+    def engine_group(self) -> str:
+        """The engine's cgroup as ``[scope] cgroups`` names it: relative to the cgroup2 mount."""
+        return f"{self.name}/{ENGINES}"
+
+    @property
+    def engine_cgroup(self) -> Path:
+        """The directory of the engine's cgroup. A program run there counts as the engine's."""
+        if not self._with_engine_cgroup:
+            raise LabError("this lab has no cgroup for its engine", hint="Lab(engine_cgroup=True)")
+        return mount_point() / self.engine_group
+
+    def run_as_engine(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | None = None,  # noqa: A002 - the name that subprocess.run uses
+        env: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the client in the engine's cgroup; LabError when it fails."""
+        whole = [*joining(self.engine_cgroup), *argv]
+        return self.client.run(whole, input=input, env=env, timeout=timeout)
+
     def sandbox(self, name: str) -> Sandbox:
         """Start another sandbox without any connection; it ends with the lab."""
         sandbox = self._start_sandbox(name)
@@ -133,10 +170,16 @@ class Lab:
         capture.start()
         return capture
 
-    def generator(self, targets: Iterable[tuple[str, int]], *, rate: float = 250.0) -> Generator:
+    def generator(
+        self,
+        targets: Iterable[tuple[str, int]],
+        *,
+        rate: float = 250.0,
+        cgroup: Path | None = None,
+    ) -> Generator:
         """Start attempting connects from the client; see ``Generator``."""
         log = self._folder("generator") / "counts"
-        generator = Generator(self.client, log, targets, rate=rate)
+        generator = Generator(self.client, log, targets, rate=rate, cgroup=cgroup)
         self._stack.callback(generator.abandon)
         generator.start()
         return generator
@@ -144,7 +187,13 @@ class Lab:
     def daemon(
         self, policy: str | None, *, config: str | None = None, start: bool = True
     ) -> Daemon:
-        """Make a ramnet daemon in the client and, unless told otherwise, start it."""
+        """Make a ramnet daemon in the client and, unless told otherwise, start it.
+
+        Without ``config`` its engines' cgroup is ``engine_group``: the default one would be made in
+        the machine's own hierarchy, and stay there.
+        """
+        if config is None:
+            config = f'[scope]\ncgroups = ["{self.engine_group}"]\n'
         daemon = Daemon(self.client, self._folder("ramnet"), policy, config)
         self._stack.callback(daemon.abandon)
         if start:
@@ -172,9 +221,17 @@ class Lab:
         self.world.wait_ready()
         topology.connect(self.client, self.world)
         self.client.set_resolvers(topology.DNS_V4, topology.DNS_V6)
+        if self._with_engine_cgroup:
+            self.engine_cgroup.mkdir(parents=True)
+            self.client.environment["RAMNET_PROXY_CGROUP"] = f"{self.name}/{PROXIES}"
         if self._with_engine:
+            proxy = {"userland-proxy-path": str(DOCKER_PROXY)} if self._with_engine_cgroup else {}
             self._engine = Engine(
-                self.client, self._folder("engine"), self.name, options=self._engine_options
+                self.client,
+                self._folder("engine"),
+                self.name,
+                options={**proxy, **(self._engine_options or {})},
+                cgroup=self.engine_cgroup if self._with_engine_cgroup else None,
             )
             # Ended with its sandbox: it keeps nothing that outlives the namespaces but cgroups.
             self._stack.callback(self._engine.abandon)

@@ -56,6 +56,12 @@ HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
+def joining(cgroup: Path) -> list[str]:
+    """Return the argv prefix that joins a cgroup and then executes the program."""
+    join = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"'
+    return ["/bin/sh", "-c", join, "join", str(cgroup)]
+
+
 class Sandbox:
     """One machine of the lab. Use as a context manager, or call ``close``.
 
@@ -259,8 +265,7 @@ class Sandbox:
         """
         name = Path(argv[0]).name
         if cgroup is not None:
-            join = ["/bin/sh", "-c", 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"', "join"]
-            argv = [*join, str(cgroup), *argv]
+            argv = [*joining(cgroup), *argv]
         with log.open("ab") as out:
             popen = subprocess.Popen(
                 [*self.enter(user=user, cwd=cwd), *argv],

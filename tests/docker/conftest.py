@@ -10,7 +10,7 @@ from ramnet.lab.dns import records
 from ramnet.lab.lab import Lab
 from ramnet.lab.world import EVIL
 from tests.docker.support import BUILT
-from tests.netns.support import Ramnet
+from tests.netns.support import Ramnet, remove_rules
 
 # Beyond the lab's own names; its certificate covers *.example.
 RECORDS = records(
@@ -45,4 +45,4 @@ def ramnet(lab: Lab) -> Iterator[Ramnet]:
     yield factory
     for daemon in factory.made:
         daemon.abandon()
-    lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+    remove_rules(lab.client)

@@ -14,6 +14,7 @@ from ramnet.lab.lab import Lab
 from ramnet.lab.process import wait_until
 from ramnet.lab.programs import require
 from tests.docker.support import docker
+from tests.netns.places import Place
 
 IMAGE = "busybox"
 START_SECONDS = 20.0
@@ -44,10 +45,11 @@ def container(lab: Lab, *options: str, argv: Sequence[str] = ("sleep", "600")) -
 
 
 @contextmanager
-def network(lab: Lab) -> Iterator[str]:
+def network(lab: Lab, *options: str) -> Iterator[str]:
     """Make a user-defined network: there containers ask the engine's own server for names."""
     name = f"n{secrets.token_hex(4)}"
-    assert docker(lab, "network", "create", name).worked
+    said = docker(lab, "network", "create", *options, name)
+    assert said.worked, said.everything
     try:
         yield name
     finally:
@@ -80,3 +82,8 @@ def python(lab: Lab, where: str, script: str, *args: str) -> Any:
     said = docker(lab, "exec", where, str(PYTHON), "-I", "-S", "-c", script, *args)
     assert said.worked, said.everything
     return json.loads(said.everything)
+
+
+def inside(lab: Lab, where: str) -> Place:
+    """Return the place that is a running container."""
+    return lambda script, *args: python(lab, where, script, *args)

@@ -21,7 +21,7 @@ from tests.docker.containers import container, network, nslookup, python, resolv
 from tests.docker.support import pull
 from tests.netns.dnsworld import inside
 from tests.netns.localdns import local_resolver
-from tests.netns.support import STRICT, policy, status
+from tests.netns.support import STRICT, policy, remove_rules, status
 
 pytestmark = pytest.mark.docker
 
@@ -66,7 +66,7 @@ def enforcing(lab: Lab, text: str) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.abandon()
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+        remove_rules(lab.client)
 
 
 _CONNECT = """

@@ -21,7 +21,7 @@ from tests.docker.containers import container, network, nslookup, resolver
 from tests.docker.support import pull
 from tests.netns.dnsworld import learned, wait_learned
 from tests.netns.localdns import local_resolver
-from tests.netns.support import STRICT, attempt, policy, status, wait_status
+from tests.netns.support import STRICT, attempt, policy, remove_rules, status, wait_status
 
 pytestmark = pytest.mark.docker
 
@@ -101,7 +101,7 @@ def enforcing(lab: Lab) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.abandon()
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+        remove_rules(lab.client)
 
 
 def test_embedded_dns_with_a_resolver_on_loopback(lab: Lab, fresh: Iterator[str]) -> None:

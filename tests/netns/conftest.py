@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ramnet.lab.lab import Lab
-from tests.netns.support import Ramnet
+from tests.netns.support import Ramnet, remove_rules
 
 
 @pytest.fixture(scope="module")
@@ -23,4 +23,4 @@ def ramnet(lab: Lab) -> Iterator[Ramnet]:
     yield factory
     for daemon in factory.made:
         daemon.abandon()
-    lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+    remove_rules(lab.client)

@@ -29,6 +29,7 @@ from tests.netns.dnsworld import (
     wait_learned,
 )
 from tests.netns.localdns import Forged, local_resolver, tcp_numbers, tcp_packet, udp_packet
+from tests.netns.support import remove_rules
 
 UPSTREAM = "203.0.113.54"
 STUB, WSL = "127.0.0.53", "10.255.255.254"
@@ -204,7 +205,7 @@ def stage(lab: Lab, where: Where) -> Iterator[Stage]:
             )
         lab.client.set_resolvers(where.address)
         daemon = stack.enter_context(patched(lab, where.patch, POLICY, CONFIG))
-        stack.callback(lab.client.run, ["nft", "delete", "table", "inet", "ramnet"], check=False)
+        stack.callback(remove_rules, lab.client)
         sockets = stack.enter_context(ExitStack())
         yield Stage(lab, where, script, daemon, truth, sockets)
 

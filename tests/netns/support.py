@@ -35,6 +35,8 @@ DUAL_REGISTRY = "dual.example"
 # What the two registries lead to, and nothing else.
 ALLOWED: tuple[Target, ...] = ((CORP[0], 5000), (DUAL[0], 443), (DUAL[1], 443))
 # Another registry on every judged port, and other ports of allowed addresses.
+# Addresses of known registries that are neither of the two: what the catalogue refuses.
+DENIED = 8
 REFUSED: tuple[Target, ...] = (
     *((address, port) for address in EVIL for port in (443, 80, 5000)),
     (CORP[0], 443),
@@ -152,6 +154,12 @@ def table(sandbox: Sandbox) -> str:
     return sandbox.run(["nft", "list", "table", "inet", "ramnet"], check=False).stdout
 
 
+def remove_rules(sandbox: Sandbox) -> None:
+    """Delete our tables, as somebody else would; one that is not there is no matter."""
+    for family in ("inet", "netdev"):
+        sandbox.run(["nft", "delete", "table", family, "ramnet"], check=False)
+
+
 def _parent_of(pid: int) -> int:
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     return int(stat.rpartition(")")[2].split()[1])
@@ -188,7 +196,9 @@ class Ramnet:
         return daemon
 
     def enforcing(self, *registries: str) -> Daemon:
-        """Start a daemon; return when every address of the two usual registries is open."""
+        """Start a daemon; return when it has looked up what the two usual registries mean."""
         daemon = self(policy(*(registries or (CORP_REGISTRY, DUAL_REGISTRY))))
         wait_leases(daemon, 1 if registries else len(ALLOWED))
+        if not registries:
+            wait_status(daemon, lambda said: said["denied"] == DENIED, "the catalogue's addresses")
         return daemon

@@ -37,6 +37,7 @@ from tests.netns.dnsworld import (
     status,
 )
 from tests.netns.localdns import local_resolver
+from tests.netns.support import remove_rules
 
 SERVER, SERVER6 = "203.0.113.54", "2001:db8::54"
 ADDRESS, ADDRESS6 = "198.51.100.77", "2001:db8::77"
@@ -91,7 +92,7 @@ class House:
             try:
                 yield daemon
             finally:
-                self.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+                remove_rules(self.client)
 
     def ask(
         self,

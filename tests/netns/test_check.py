@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,12 @@ from ramnet.core.kernel import NEEDS, Feature
 from ramnet.lab.lab import Lab
 from ramnet.lab.programs import PYTHON_PATH
 from tests.netns.dnsworld import patched
-from tests.netns.support import CORP_REGISTRY, STRICT, Ramnet, policy, table
+from tests.netns.support import CORP_REGISTRY, STRICT, Ramnet, policy, remove_rules, table
 
 pytestmark = pytest.mark.netns
 
 OLD_KERNEL = ["setarch", "--uname-2.6"]
 NO_NETFILTER = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-# The features that have nothing to do with the network.
-ELSEWHERE = {"cgroup-bpf"}
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +112,78 @@ def table_without_times(lab: Lab) -> str:
     return lab.client.run(["nft", "-s", "-a", "-t", "list", "table", "inet", "ramnet"]).stdout
 
 
-# --- a configuration that this version cannot enforce
+# --- how the engines of the machine are set up
+
+DAEMON_JSON = "/etc/docker/daemon.json"
+SETTINGS = """{
+  "proxies": {"https-proxy": "http://user:hunter2@proxy.example:443"},
+  "registry-mirrors": ["https://dual.example"],
+  "insecure-registries": ["old.example:5000"]
+}"""
+
+
+@contextmanager
+def daemon_json(lab: Lab, text: str) -> Iterator[None]:
+    lab.client.write(DAEMON_JSON, text)
+    try:
+        yield
+    finally:
+        lab.client.path(DAEMON_JSON).unlink()
+
+
+@pytest.mark.parametrize("listed", [None, "proxy.example", "dual.example"])
+def test_check_says_what_the_settings_of_an_engine_mean(
+    lab: Lab, tmp_path: Path, listed: str | None
+) -> None:
+    options = ["--config", config_file(tmp_path, STRICT), "--policy", str(tmp_path / "policy.toml")]
+    if listed is not None:
+        (tmp_path / "policy.toml").write_text(policy(listed), encoding="utf-8")
+    before = command(lab, "check", "--json", *options)
+    with daemon_json(lab, SETTINGS):
+        done = command(lab, "check", "--json", *options)
+        shown = command(lab, "check", *options)
+    assert (done.returncode, done.stderr) == (before.returncode, "") == (0, "")
+    was, report = json.loads(before.stdout), json.loads(done.stdout)
+    assert (was["warnings"], was["not_covered"]) == ([], [])
+    found = {
+        item["subject"]: (key, item["text"])
+        for key in ("warnings", "not_covered")
+        for item in report[key]
+    }
+    kind, text = found["proxy proxy.example:443"]
+    assert (kind == "not_covered") == (listed == "proxy.example")
+    assert f"https-proxy of {DAEMON_JSON}: every pull goes to the proxy" in text
+    kind, text = found["mirror dual.example:443"]
+    assert (kind, "needs an entry of its own" in text) == ("warnings", listed != "dual.example")
+    assert found["insecure registry old.example:5000"][0] == "warnings"
+    # The same for people, in whole lines.
+    flat = " ".join(shown.stdout.split())
+    for item in (*report["warnings"], *report["not_covered"]):
+        assert f"- {item['subject']}: {item['text']} do: {item['hint']}" in flat
+    assert ("not covered:" in flat) == bool(report["not_covered"])
+    assert "hunter2" not in done.stdout + done.stderr + shown.stdout + shown.stderr
+
+
+def test_settings_that_do_not_parse_are_a_warning(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("version = 'hunter2", encoding="utf-8")
+    options = ["--config", config_file(tmp_path, STRICT), "--policy", str(tmp_path / "policy.toml")]
+    with daemon_json(lab, '{"proxies":\n "hunter2'):
+        done = command(lab, "check", "--json", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    (found,) = json.loads(done.stdout)["warnings"]
+    assert found["subject"] == DAEMON_JSON
+    assert "it is not valid JSON (line 2)" in found["text"]
+    assert "hunter2" not in done.stdout
+
+
+# --- a configuration that cannot be enforced
 
 UNSUPPORTED = {
-    "nothing configured": ("", ["no scope can be chosen by itself", "cgroup, mark, uid"]),
-    "auto": ('[scope]\nmode = "auto"\n', ["no scope can be chosen by itself"]),
-    "cgroup": ('[scope]\nmode = "cgroup"\n', ["scope 'cgroup' is not in this version"]),
-    "mark": ('[scope]\nmode = "mark"\n', ["scope 'mark' is not in this version"]),
-    "uid": ('[scope]\nmode = "uid"\n', ["scope 'uid' is not in this version"]),
-    "the default for weak scopes": ('[scope]\nmode = "netns"\n', ["weak = 'catalog'"]),
-    "weak catalog": ('[scope]\nmode = "netns"\nweak = "catalog"\n', ["weak = 'catalog'"]),
-    "weak refuse": ('[scope]\nmode = "netns"\nweak = "refuse"\n', ["weak = 'refuse'"]),
+    "weak refuse": ('[scope]\nmode = "netns"\nweak = "refuse"\n', ['weak = "refuse"', "netns"]),
+    "weak refuse, by user": (
+        '[scope]\nmode = "uid"\nweak = "refuse"\n',
+        ['weak = "refuse"', "uid"],
+    ),
 }
 
 
@@ -138,7 +198,6 @@ def test_what_cannot_be_enforced_is_refused_with_a_way_out(
     for expected in words:
         assert expected in daemon.log
     assert "hint: " in daemon.log
-    assert "ramnet.toml" in daemon.log
     assert "Traceback" not in daemon.log
     assert table(lab.client) == ""
 
@@ -150,11 +209,11 @@ def test_what_cannot_be_enforced_is_refused_with_a_way_out(
     assert report["hint"]
 
 
-def test_no_configuration_file_is_one_without_settings(ramnet: Ramnet) -> None:
-    daemon = ramnet(policy(CORP_REGISTRY), config=None, start=False)
-    daemon.start(wait=False)
-    assert daemon.wait() == 3
-    assert "no scope can be chosen by itself" in daemon.log
+def test_no_configuration_file_is_one_without_settings(lab: Lab, tmp_path: Path) -> None:
+    without = command(lab, "check", "--json", "--config", str(tmp_path / "gone.toml"))
+    empty = command(lab, "check", "--json", "--config", config_file(tmp_path, ""))
+    assert without.returncode == 0
+    assert json.loads(without.stdout)["modes"] == json.loads(empty.stdout)["modes"] != {}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +246,7 @@ def test_without_a_queue_answers_are_only_copied(lab: Lab) -> None:
         report = json.loads(checked.stdout)
         assert (checked.returncode, report["modes"]["rung"]) == (0, "observe")
         daemon.stop()
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"])
+        remove_rules(lab.client)
         # Who insists on holding is told so, instead of being given less.
         daemon.config_file.write_text(f'{STRICT}\n[dns]\nmode = "hold"\n', encoding="utf-8")
         daemon.start(wait=False)
@@ -237,8 +296,6 @@ def test_each_missing_feature_says_what_it_costs_and_what_to_do(lab: Lab, tmp_pa
     done = command(lab, "check", "--json", "--config", config, under=NO_NETFILTER)
     report = json.loads(done.stdout)
     for item in report["features"]:
-        if item["feature"] in ELSEWHERE:
-            continue
         assert item["present"] is False, item
         assert item["evidence"], item
         assert (item["cost_if_absent"] in report["problem"]) is item["required"]
@@ -246,10 +303,9 @@ def test_each_missing_feature_says_what_it_costs_and_what_to_do(lab: Lab, tmp_pa
     shown = command(lab, "check", "--config", config, under=NO_NETFILTER)
     assert shown.returncode == 3
     flat = " ".join(shown.stdout.replace("│", " ").split())
-    for feature, need in NEEDS.items():
-        if feature not in ELSEWHERE:
-            assert f"{need.cost} (needs {need.option})." in flat
-            assert f"Do: {need.remedy}." in flat
+    for need in NEEDS.values():
+        assert f"{need.cost} (needs {need.option})." in flat
+        assert f"Do: {need.remedy}." in flat
     assert "ramnet cannot run: this kernel cannot enforce" in flat
 
 

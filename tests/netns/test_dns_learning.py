@@ -49,6 +49,7 @@ from tests.netns.dnsworld import (
     wait_learned,
     zone,
 )
+from tests.netns.support import remove_rules
 
 POLICY = policy("*.wild.example", "ghcr.io", "quay.io", "chain.example", "dual.example")
 # The first SYN of a connection may be held; its retransmission comes after 1 s (RFC 6298). The
@@ -119,13 +120,13 @@ def clients(lab: Lab) -> Iterator[Clients]:
 def instead(lab: Lab, daemon: Daemon, config: str, *addresses: str) -> Iterator[Daemon]:
     """Run a daemon with another configuration in the place of the usual one."""
     daemon.stop()
-    lab.client.run(["nft", "delete", "table", "inet", "ramnet"])
+    remove_rules(lab.client)
     other = lab.daemon(policy(*addresses), config=config)
     try:
         yield other
     finally:
         other.abandon()
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+        remove_rules(lab.client)
         daemon.start()
 
 

@@ -50,6 +50,7 @@ from tests.netns.dnsworld import (
     status,
     wait_learned,
 )
+from tests.netns.support import remove_rules
 
 SERVER, SERVER6 = SERVERS
 LIAR = "203.0.113.67"  # a server that answers like any other, but that nobody trusts
@@ -808,7 +809,7 @@ def test_without_the_defence_the_lie_is_believed(
     workshop: tuple[Lab, Script], defence: str
 ) -> None:
     lab, script = workshop
-    lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+    remove_rules(lab.client)
     with (
         patched(lab, MUTANTS[defence].patch, POLICY) as daemon,
         Clients(lab.client, topology.CLIENT_V4, topology.CLIENT_V6) as clients,

@@ -44,7 +44,7 @@ from tests.netns.holdworld import (
     wait_nothing_held,
     world,
 )
-from tests.netns.support import Ramnet, table
+from tests.netns.support import Ramnet, remove_rules, table
 
 pytestmark = pytest.mark.netns
 
@@ -310,7 +310,7 @@ def slow_writes(lab: Lab, seconds: float) -> Iterator[Daemon]:
         with patched(lab, _SLOW % {"seconds": seconds}, FRESH, config()) as daemon:
             yield daemon
     finally:
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+        remove_rules(lab.client)
 
 
 def ask_slow(script: Script, clients: Clients, name: str, address: str) -> tuple[float, float]:

@@ -19,21 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nftsocket import nft_set_elem_list_msg
 
-from ramnet.core.compiler import (
+from ramnet.core.compiler import compile_table
+from ramnet.core.policy import ClassMode
+from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Table, render_create, render_remove
+from ramnet.core.scope import PROBED, Classes
+from ramnet.core.terms import (
     ALIVE,
     ALIVE_SECONDS,
-    ALLOW,
     HELD,
     IMPOSTERS,
     PACED,
     REFUSED,
     TABLE,
+    Book,
     Rung,
     Settings,
-    compile_table,
 )
-from ramnet.core.policy import ClassMode
-from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Table, render_create, render_remove
 from ramnet.errors import HostError
 from ramnet.host import elements as module
 from ramnet.host import netlink
@@ -41,10 +42,14 @@ from ramnet.host.elements import BATCH_ELEMENTS, Element, Elements
 from ramnet.host.netlink import NetfilterSocket
 from ramnet.host.nft import Nft
 from ramnet.host.scratch import in_scratch_netns
+from tests.netns.groups import own_group, program_in
 from tests.unit.core.support import allowed
 
 T = TypeVar("T")
 Work = Callable[[Elements, Nft], T]
+
+ALLOW = Book.ALLOW
+NO_OTHERS = Classes(ClassMode.STRICT, ClassMode.OFF, ClassMode.OFF)
 
 ONE, TWO, SIX = (ip_address(text) for text in ("198.51.100.1", "198.51.100.2", "2001:db8::1"))
 LONG = ".".join(["a" * 31] * 4)  # 127 characters
@@ -56,7 +61,7 @@ def on_kernel(work: Work[T], size: int = 1024) -> T:
     def body() -> T:
         nft = Nft()
         settings = Settings(0x0100_0000, size, Rung.COMPAT)
-        table = compile_table(allowed(None), (), (), settings, ClassMode.OFF)
+        table = compile_table(allowed(None), (), (), settings, NO_OTHERS)
         nft.apply(render_create(table))
         elements = Elements(TABLE)
         try:
@@ -309,7 +314,7 @@ def test_a_queue_rule_that_nft_cannot_say() -> None:
 
 def test_counters_are_read_by_name() -> None:
     def work(elements: Elements, nft: Nft) -> None:
-        assert elements.counters() == {REFUSED: 0, HELD: 0, IMPOSTERS: 0, PACED: 0}
+        assert elements.counters() == dict.fromkeys((REFUSED, HELD, IMPOSTERS, PACED, PROBED), 0)
         rule = Chain("out", (Rule("counter name seen"),), Hook.OUTPUT, 0)
         nft.apply(
             render_remove(TABLE) + render_create(Table(TABLE, (Counter("seen"),), (), (rule,)))
@@ -322,6 +327,112 @@ def test_counters_are_read_by_name() -> None:
         assert elements.counters()["seen"] >= 3
 
     on_kernel(work)
+
+
+# The ids of cgroups
+
+
+def on_groups(work: Work[T]) -> T:
+    """Do it with two sets of cgroups, the first of them small."""
+
+    def body() -> T:
+        nft = Nft()
+        nft.apply(
+            f"table inet {TABLE} {{ set engines1 {{ type cgroupsv2; size 4; }}\n"
+            "set engines2 { type cgroupsv2; }\n}\n"
+        )
+        elements = Elements(TABLE)
+        try:
+            return work(elements, nft)
+        finally:
+            elements.close()
+
+    return in_scratch_netns(body)
+
+
+def test_ids_are_fed_and_read_back_by_level() -> None:
+    def work(elements: Elements, _nft: Nft) -> None:
+        assert elements.groups(1) == frozenset()
+        elements.feed_groups(1, [1, 2**63 + 5])
+        elements.feed_groups(2, iter([3]))
+        assert elements.groups(1) == {1, 2**63 + 5}
+        assert elements.groups(2) == {3}
+        assert elements.groups(3) == frozenset(), "there is no such set"
+
+    on_groups(work)
+
+
+def test_ids_that_nft_has_looked_up_are_read_back() -> None:
+    """An independent writer: the path of a group that is there, and its inode."""
+    with own_group() as group:
+
+        def work(elements: Elements, nft: Nft) -> None:
+            place = os.path.relpath(group, "/sys/fs/cgroup")
+            nft.apply(f'add element inet {TABLE} engines1 {{ "{place}" }}\n')
+            assert elements.groups(1) == {group.stat().st_ino}
+            assert place in nft.list_table("inet", TABLE)
+            elements.feed_groups(1, [], [group.stat().st_ino])
+            elements.feed_groups(2, [group.stat().st_ino])
+            assert elements.groups(1) == frozenset()
+            assert place in nft.list_table("inet", TABLE), "nft finds the path of our id"
+
+        on_groups(work)
+
+
+def test_ids_come_and_go_at_once() -> None:
+    def work(elements: Elements, _nft: Nft) -> None:
+        elements.feed_groups(1, [1, 2])
+        elements.feed_groups(1, [2, 3], [1, 4])
+        assert elements.groups(1) == {2, 3}
+        elements.feed_groups(1, [5, 5], [5, 2])
+        assert elements.groups(1) == {3, 5}, "what is wanted stays"
+        elements.feed_groups(1, [])
+        assert elements.groups(1) == {3, 5}
+
+    on_groups(work)
+
+
+def test_no_packet_sees_a_group_missing_while_its_id_is_fed_again() -> None:
+    """The old and the new id change places, as when a group was made anew."""
+    with own_group() as group:
+        ident, stale = group.stat().st_ino, 2**40
+
+        def work(elements: Elements, nft: Nft) -> None:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            nft.apply(
+                f"add counter inet {TABLE} missed\n"
+                f"add chain inet {TABLE} out {{ type filter hook output priority 0; }}\n"
+                f"add rule inet {TABLE} out socket cgroupv2 level 1 @engines1 return\n"
+                f"add rule inet {TABLE} out udp dport 9 counter name missed\n"
+            )
+            elements.feed_groups(1, [ident])
+            flood = "import select\nsender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            flood += "print(flush=True)\nwhile not select.select([0], [], [], 0)[0]:\n"
+            flood += "    sender.sendto(b'x', ('127.0.0.1', 9))\n"
+            with subprocess.Popen(
+                program_in(group, flood), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as program:
+                assert program.stdout is not None
+                program.stdout.readline()
+                for _ in range(200):
+                    elements.feed_groups(1, [ident], [stale])
+                    elements.feed_groups(1, [ident, stale])
+                program.communicate("\n", timeout=10)
+            assert elements.counters()["missed"] == 0
+
+        on_groups(work)
+
+
+def test_ids_that_cannot_be_fed_are_told_and_none_is() -> None:
+    def work(elements: Elements, _nft: Nft) -> None:
+        with pytest.raises(HostError, match="feeding cgroups to set engines3 of table ramnet: No"):
+            elements.feed_groups(3, [1])
+        elements.feed_groups(1, [1, 2, 3])
+        with pytest.raises(HostError, match=os.strerror(errno.ENFILE)):
+            elements.feed_groups(1, [4, 5, 6], [1])
+        assert elements.groups(1) == {1, 2, 3}
+
+    on_groups(work)
 
 
 # An independent reader of the bytes that are sent

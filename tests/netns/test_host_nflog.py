@@ -7,16 +7,19 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
-from ramnet.core.compiler import NFLOG_GROUP
 from ramnet.core.events import AnswerCopy, QueryCopy
 from ramnet.core.packet import Datagram, Flow, parse_packet
 from ramnet.core.ruleset import Chain, Hook, Rule, Table, render_create
+from ramnet.core.terms import NFLOG_GROUP
 from ramnet.errors import HostError
 from ramnet.host.nflog import BURST, NflogReader
 from ramnet.host.nft import Nft
@@ -25,6 +28,7 @@ from ramnet.host.scratch import in_scratch_netns
 T = TypeVar("T")
 
 SECONDS = 10.0
+PIPES: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 def logging_rules() -> str:
@@ -127,12 +131,88 @@ def test_a_query_and_its_answer_are_told_apart(family: int, text: str) -> None:
         flow = Flow(packed, port, packed, 53)
         assert isinstance(asked, QueryCopy)
         assert isinstance(answered, AnswerCopy)
+        assert (asked.forwarded, answered.forwarded) == (False, False)
         assert said(asked) == (flow, b"question")
         assert said(answered) == (flow.reverse, b"question and answer")
         assert list(reader.read()) == []
         assert reader.lost == 0
 
     with_reader(work)
+
+
+# Two hosts with a router between them, where the reader is; each has an address that ends in 2.
+_SERVES = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("10.9.2.2", 53))
+    print("ready", flush=True)
+    data, sender = server.recvfrom(100)
+    server.sendto(data + b" and answer", sender)
+"""
+_ASKS = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(10)
+    client.bind(("10.9.1.2", 4000))
+    client.sendto(b"question", ("10.9.2.2", 53))
+    client.recvfrom(100)
+"""
+
+
+def test_what_is_forwarded_is_told_from_what_is_our_own() -> None:
+    forwarding = Rule(f"udp dport 53 log group {NFLOG_GROUP}")
+    back = Rule(f"udp sport 53 log group {NFLOG_GROUP}")
+    chain = Chain("f", (forwarding, back), Hook.FORWARD, 0)
+
+    def work(reader: NflogReader) -> None:
+        Nft().apply(render_create(Table("forwarding", chains=(chain,))))
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="utf-8")
+        with ExitStack() as stack:
+            ends = [stack.enter_context(beyond(f"10.9.{number}")) for number in (1, 2)]
+            server = stack.enter_context(started_in(ends[1], _SERVES))
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            client = stack.enter_context(started_in(ends[0], _ASKS))
+            assert client.wait(SECONDS) == 0
+        asked, answered = wait(reader, 2)
+        flow = Flow(ip_address("10.9.1.2").packed, 4000, ip_address("10.9.2.2").packed, 53)
+        assert isinstance(asked, QueryCopy)
+        assert isinstance(answered, AnswerCopy)
+        assert (asked.forwarded, answered.forwarded) == (True, True)
+        assert said(asked) == (flow, b"question")
+        assert said(answered) == (flow.reverse, b"question and answer")
+        assert list(reader.read()) == []
+
+    with_reader(work)
+
+
+@contextmanager
+def beyond(network: str) -> Iterator[int]:
+    """Make a network namespace behind a device of this one; yield a process that holds it."""
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; read _"], **PIPES) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        device = f"v{network.rpartition('.')[2]}"
+        commands = (
+            f"ip link add {device} type veth peer name out netns {holder.pid}",
+            f"ip addr add {network}.1/24 dev {device}",
+            f"ip link set {device} up",
+            f"nsenter -t {holder.pid} -n ip addr add {network}.2/24 dev out",
+            f"nsenter -t {holder.pid} -n ip link set out up",
+            f"nsenter -t {holder.pid} -n ip route add default via {network}.1",
+        )
+        try:
+            for command in commands:
+                subprocess.run(command.split(), check=True)
+            yield holder.pid
+        finally:
+            holder.kill()
+
+
+def started_in(pid: int, code: str) -> subprocess.Popen[str]:
+    """Start a Python program in the network namespace of a process."""
+    argv = ["nsenter", "-t", str(pid), "-n", sys.executable, "-I", "-S", "-c", code]
+    return subprocess.Popen(argv, **PIPES)
 
 
 def test_a_read_takes_no_more_than_a_burst() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import builtins
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck
+from hypothesis import given as over
+from hypothesis import settings as runs
 from hypothesis import strategies as st
 
-from ramnet.core.compiler import ALLOW, TABLE, Held, Resolver, Rung, Settings, compile_table
+from ramnet.core.compiler import compile_table
+from ramnet.core.config import ScopeMode
 from ramnet.core.policy import ClassMode, Policy
 from ramnet.core.ruleset import (
     Table,
@@ -24,23 +29,35 @@ from ramnet.core.ruleset import (
     render_replace,
     render_update,
 )
+from ramnet.core.scope import Classes, Group, Scope
+from ramnet.core.terms import TABLE, Book, Held, Resolver, Rung, element_of
 from ramnet.errors import HostError
 from ramnet.host.elements import Element, Elements
 from ramnet.host.nft import ERROR_CHARACTERS, Nft
 from ramnet.host.scratch import in_scratch_netns
-from tests.unit.core.support import allowed, ip, policy
+from tests.netns.groups import own_group
+from tests.unit.core.support import MARK, NETNS, STRICT, UID, allowed, ip, policy, settings
 
 T = TypeVar("T")
 
-SETTINGS = Settings(0x0100_0000, 1024, Rung.OBSERVE)
+ALLOW = Book.ALLOW
+CGROUPS = Path("/sys/fs/cgroup")  # where nft looks for the paths of cgroups
+ENGINES = Classes(ClassMode.STRICT, ClassMode.OFF, ClassMode.OFF)
 CORP = policy("registry.corp.example:8443", more='networks = ["10.0.0.0/8", "2001:db8::/32"]\n')
 OTHER = policy("localhost:*", "other.example:9000", more='networks = ["172.16.0.0/12"]\n')
 LONG = ".".join(["a" * 31] * 4)
 
 
-def compiled(found: Policy | None, *held: Held, interface: int = 1) -> Table:
+def compiled(
+    found: Policy | None,
+    *held: Held,
+    interface: int = 1,
+    classes: Classes = ENGINES,
+    scope: Scope = STRICT,
+    rung: Rung = Rung.OBSERVE,
+) -> Table:
     resolvers = (Resolver(IPv4Address("192.0.2.53"), interface, interface),)
-    return compile_table(allowed(found), resolvers, held, SETTINGS, ClassMode.OFF)
+    return compile_table(allowed(found), resolvers, held, settings(scope, rung), classes, (7, 9))
 
 
 def names_of(nft: Nft) -> set[str]:
@@ -205,7 +222,8 @@ def test_an_update_makes_the_same_rules_and_sets_as_a_whole_load() -> None:
 
 def pieces(listing: str) -> set[str]:
     """The sets, counters and chains of a table in any order."""
-    return {" ".join(part.split()) for part in re.split(r"\n\n|\n\t(?=set|chain|counter)", listing)}
+    whole = listing.rstrip().removesuffix("\n}")
+    return {" ".join(part.split()) for part in re.split(r"\n\n|\n\t(?=set|chain|counter)", whole)}
 
 
 def test_updates_back_and_forth_end_where_they_began() -> None:
@@ -281,26 +299,155 @@ REGISTRIES = st.tuples(
 )
 
 
+DESTINATIONS = st.tuples(
+    st.sampled_from(["git.example", "*.logs.example", "10.0.0.9", "[2001:db8::9]"]),
+    st.sampled_from(["", ":22", ":4317", ":*"]),
+)
+MODES = st.sampled_from(ClassMode)
+
+
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     chosen = draw(st.lists(REGISTRIES, max_size=4, unique=True))
     networks = draw(st.lists(NETWORKS, max_size=8, unique=True)) if chosen else []
     more = f"networks = {networks}\n".replace("'", '"') if networks else ""
+    for address, port in draw(st.lists(DESTINATIONS, max_size=3, unique=True)):
+        more += f'[[destination]]\naddress = "{address}{port}"\n'
     return policy(*(host + port for host, port in chosen), more=more)
 
 
-@settings(max_examples=25)
-@given(st.lists(policies(), min_size=2, max_size=3))
-def test_the_kernel_takes_every_policy_and_every_change_between_two(found: list[Policy]) -> None:
+@pytest.fixture(scope="module")
+def groups() -> Iterator[tuple[Group, ...]]:
+    """Cgroups at two levels, as nft has to find them."""
+    with own_group() as first:
+        second = first / "engine.service"
+        second.mkdir()
+        yield tuple(
+            Group(path.name, level, path.stat().st_ino, str(path.relative_to(CGROUPS)))
+            for level, path in ((1, first), (2, second))
+        )
+
+
+SCOPES = {
+    "cgroup": Scope(ScopeMode.CGROUP),
+    "mark": MARK,
+    "uid": UID,
+    "netns": NETNS,
+}
+
+
+@pytest.mark.parametrize("mode", SCOPES)
+@runs(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@over(
+    st.lists(
+        st.tuples(policies(), st.builds(Classes, MODES, MODES, MODES)), min_size=2, max_size=3
+    ),
+    st.sampled_from([Rung.OBSERVE, Rung.COMPAT]),
+)
+def test_the_kernel_takes_every_policy_and_every_change_between_two(
+    groups: tuple[Group, ...], mode: str, found: list[tuple[Policy, Classes]], rung: Rung
+) -> None:
+    scope = replace(SCOPES[mode], groups=groups)
+
     def work() -> None:
         nft = Nft()
-        tables = [compiled(item) for item in found]
+        tables = [
+            compiled(item, classes=classes, scope=scope, rung=rung) for item, classes in found
+        ]
         nft.apply(render_create(tables[0]))
         for old, new in pairwise(tables):
             nft.apply(render_update(old, new, ()))
         updated = pieces(nft.list_table("inet", TABLE))
         nft.apply(render_replace(tables[-1]))
         assert pieces(nft.list_table("inet", TABLE)) == updated
+
+    in_scratch_netns(work)
+
+
+def test_a_group_is_in_the_set_of_its_level_by_its_id(groups: tuple[Group, ...]) -> None:
+    """nft takes paths only; what the kernel compares is the id, and netlink feeds that."""
+
+    def work() -> None:
+        table = compiled(CORP, scope=Scope(ScopeMode.CGROUP, groups))
+        Nft().apply(render_create(table))
+        elements = Elements(TABLE)
+        try:
+            for group in groups:
+                assert elements.groups(group.level) == {group.ident}
+        finally:
+            elements.close()
+
+    in_scratch_netns(work)
+
+
+def test_a_group_that_is_not_there_is_refused_whole(groups: tuple[Group, ...]) -> None:
+    gone = replace(groups[0], place=f"{groups[0].place}-gone")
+
+    def work() -> None:
+        nft = Nft()
+        with pytest.raises(HostError, match=r"^nft: "):
+            nft.apply(render_create(compiled(CORP, scope=Scope(ScopeMode.CGROUP, (gone,)))))
+        assert nft.tables() == ()
+
+    in_scratch_netns(work)
+
+
+def test_every_book_is_read_back_from_its_sets() -> None:
+    everything = Classes(ClassMode.STRICT, ClassMode.STRICT, ClassMode.CATALOG)
+    held = tuple(
+        Held(ip(address), port, 300.0, f"{book}.example", book)
+        for book, ports in ((Book.ALLOW, (443, 0)), (Book.HEARD, (443, 0)), (Book.DENY, (443,)))
+        for port in ports
+        for address in ("198.51.100.1", "2001:db8::1")
+    )
+
+    def work() -> None:
+        nft = Nft()
+        table = compiled(CORP, *held, classes=everything, scope=replace(MARK, groups=()))
+        nft.apply(render_create(table))
+        elements = Elements(TABLE)
+        try:
+            for book in Book:
+                found = {(item.address, item.port, item.comment) for item in elements.list(book)}
+                assert found == {
+                    (item.address, item.port, item.name) for item in held if item.book is book
+                }
+            drop = [element_of(item.book, item.address, item.port) for item in held]
+            nft.apply(render_update(table, table, drop))
+            assert [item for book in Book for item in elements.list(book)] == []
+        finally:
+            elements.close()
+
+    in_scratch_netns(work)
+
+
+def test_sets_come_and_go_with_the_classes_and_what_stays_keeps_what_it_has() -> None:
+    strict = Classes(ClassMode.STRICT, ClassMode.STRICT, ClassMode.OFF)
+    catalog = Classes(ClassMode.STRICT, ClassMode.CATALOG, ClassMode.OFF)
+
+    def work() -> None:
+        nft = Nft()
+        tables = [compiled(CORP, classes=modes) for modes in (ENGINES, strict, catalog, ENGINES)]
+        nft.apply(render_create(tables[0]))
+        elements = Elements(TABLE)
+
+        def change(at: int) -> set[str]:
+            nft.apply(render_update(tables[at - 1], tables[at], ()))
+            return names_of(nft)
+
+        try:
+            elements.write(Book.ALLOW, [Element(ip("198.51.100.1"), 8443, 300.0, "a.example")])
+            first = names_of(nft)
+            came = {"heard4", "heard6", "heard_any4", "heard_any6"}
+            assert change(1) == first | came | {"bridges"}
+            elements.write(Book.HEARD, [Element(ip("198.51.100.2"), 8443, 300.0, "b.example")])
+            assert change(2) == first | came | {"deny4", "deny6"}
+            assert [item.comment for item in elements.list(Book.HEARD)] == ["b.example"]
+            elements.write(Book.DENY, [Element(ip("198.51.100.3"), 443, 300.0, "c.example")])
+            assert change(3) == first
+            assert [item.comment for item in elements.list(Book.ALLOW)] == ["a.example"]
+        finally:
+            elements.close()
 
     in_scratch_netns(work)
 

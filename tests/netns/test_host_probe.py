@@ -10,9 +10,12 @@ import pytest
 from ramnet.core.kernel import NEEDS, Feature, decide, parse_release
 from ramnet.errors import HostError
 from ramnet.host import probe as module
+from ramnet.host.cgroups import PROBE_PREFIX, mount_point
+from ramnet.host.elements import Elements
 from ramnet.host.nft import Nft
-from ramnet.host.probe import cgroup2_mount, probe
+from ramnet.host.probe import probe
 from ramnet.host.scratch import in_scratch_netns
+from tests.netns.groups import remove
 
 
 def test_every_feature_has_evidence_and_this_kernel_can_enforce() -> None:
@@ -37,6 +40,9 @@ def test_the_evidence_is_what_the_kernel_says() -> None:
     assert "timeout 1m" in found[Feature.TIMEOUTS].evidence
     assert "log group 1" in found[Feature.LOG].evidence
     assert "ct original ip daddr . iif @s" in found[Feature.CT_ORIGINAL].evidence
+    assert "meta skuid 0" in found[Feature.SOCKET_UID].evidence
+    assert "tcp option mptcp exists" in found[Feature.MPTCP_OPTION].evidence
+    assert 'hook egress device "lo"' in found[Feature.EGRESS].evidence
 
 
 def test_nothing_is_left_in_our_own_namespace() -> None:
@@ -84,28 +90,91 @@ def test_what_does_not_read_back_is_absent(monkeypatch: pytest.MonkeyPatch) -> N
     assert found[Feature.NFLOG].present
 
 
-def test_the_cgroup_mount_is_read_from_the_kernel() -> None:
-    assert (Path(cgroup2_mount()) / "cgroup.procs").exists()
+# Features that a packet has to show
+
+LIVE = (Feature.SOCKET_CGROUP, Feature.CGROUP_BPF)
 
 
-@pytest.mark.parametrize("mount", ["/nowhere/at/all", "/etc/hostname"])
-def test_a_cgroup_mount_that_cannot_be_read_is_an_absent_feature(
-    monkeypatch: pytest.MonkeyPatch, mount: str
+def leftovers() -> list[Path]:
+    return list(mount_point().glob(f"{PROBE_PREFIX}{os.getpid()}-*"))
+
+
+def test_the_evidence_of_a_live_feature_is_what_packets_showed() -> None:
+    found = probe()
+    for feature in LIVE:
+        assert found[feature].present, found[feature].evidence
+        assert found[feature].evidence.endswith(
+            ": a datagram from inside was counted and dropped, one from outside was not"
+        )
+    assert leftovers() == []
+
+
+def test_a_rule_that_loads_and_matches_nothing_is_no_feature(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Mounted over, or in another mount namespace: never an end to the whole probe."""
-    monkeypatch.setattr(module, "cgroup2_mount", lambda: mount)
+    """A kernel that takes the rule and counts levels in another way, or marks nothing."""
+    monkeypatch.setattr(Elements, "feed_groups", lambda *_arguments: None)
+    monkeypatch.setattr(module, "mark_sockets", lambda *_arguments: True)
+    found = probe()
+    for feature in LIVE:
+        assert not found[feature].present
+        assert "do not take a socket made in cgroup" in found[feature].evidence
+    assert leftovers() == []
+
+
+def test_a_rule_that_matches_everybody_is_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._telling_apart  # noqa: SLF001
+    monkeypatch.setattr(
+        module, "_telling_apart", lambda _rules, *sets: real(("goto engine",), *sets)
+    )
+    found = probe()
+    for feature in LIVE:
+        assert not found[feature].present
+        assert "the rules take a socket of ramnet itself" in found[feature].evidence
+
+
+def test_sockets_that_cannot_be_seen_are_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._telling_apart  # noqa: SLF001
+    monkeypatch.setattr(
+        module, "_telling_apart", lambda rules, *sets: real(tuple(rules)[:1], *sets)
+    )
     found = probe()
     assert not found[Feature.SOCKET_CGROUP].present
-    assert found[Feature.SETS].present
+    assert "'socket transparent 0-1' does not match" in found[Feature.SOCKET_CGROUP].evidence
+    assert found[Feature.CGROUP_BPF].present
 
 
-def test_no_cgroup_at_all_is_an_absent_feature(
+def test_a_hierarchy_that_cannot_be_used_is_an_absent_feature(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "cgroup2_mount", lambda: str(tmp_path))
-    found = probe()
-    assert not found[Feature.SOCKET_CGROUP].present
-    assert "no group to try with" in found[Feature.SOCKET_CGROUP].evidence
+    """Never an end to the whole probe: nothing mounted, or mounted where nothing can be made."""
+
+    def nothing() -> Path:
+        raise HostError("no cgroup v2 hierarchy is mounted")
+
+    cases = {
+        "no cgroup v2 hierarchy is mounted": nothing,
+        "cannot be made: No such file or directory": lambda: tmp_path / "nowhere",
+        "cannot be made: Not a directory": lambda: Path("/etc/hostname"),
+    }
+    for words, mount in cases.items():
+        monkeypatch.setattr(module, "mount_point", mount)
+        found = probe()
+        for feature in LIVE:
+            assert not found[feature].present
+            assert words in found[feature].evidence
+        assert found[Feature.SETS].present
+
+
+def test_what_a_killed_probe_has_left_goes_with_the_next() -> None:
+    left = mount_point() / f"{PROBE_PREFIX}{os.getpid()}-left" / "inner"
+    left.mkdir(parents=True)
+    try:
+        assert probe()[Feature.SOCKET_CGROUP].present
+        assert leftovers() == []
+    finally:
+        if left.exists():
+            remove(left.parent)
 
 
 def test_an_unknown_machine_cannot_try_bpf(monkeypatch: pytest.MonkeyPatch) -> None:

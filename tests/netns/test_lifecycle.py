@@ -36,6 +36,7 @@ from tests.netns.support import (
     hung,
     policy,
     put_policy,
+    remove_rules,
     status,
     syns_to,
     table,
@@ -549,7 +550,7 @@ def chatty(lab: Lab) -> Iterator[Daemon]:
     yield factory.enforcing()
     for daemon in factory.made:
         daemon.abandon()
-    lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+    remove_rules(lab.client)
 
 
 class TestTheControlSocketUnderAbuse:

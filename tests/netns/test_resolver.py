@@ -19,13 +19,13 @@ import pytest
 
 from ramnet import __version__
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import Rung, Settings
 from ramnet.core.config import Limits
 from ramnet.core.dns import TYPE_A, TYPE_AAAA, Answer
 from ramnet.core.engine import Engine
 from ramnet.core.events import PolicyRead, Resolved, Started, TableLoaded, Unresolved
 from ramnet.core.names import HostName
 from ramnet.core.policy import parse_policy
+from ramnet.core.terms import Rung, Settings
 from ramnet.host import resolver as resolver_module
 from ramnet.host.resolver import LookupFailed, Resolver
 from ramnet.lab.dns import Dns, Record

@@ -38,7 +38,7 @@ from tests.netns.dnsworld import (
 )
 from tests.netns.forgery import TEACHES_WHAT_IS_FORWARDED
 from tests.netns.localdns import local_resolver
-from tests.netns.support import attempt, wait_status
+from tests.netns.support import attempt, remove_rules, wait_status
 
 UPSTREAM, UPSTREAM6, OTHER = "203.0.113.54", "2001:db8::54", "203.0.113.55"
 STUB, WSL = "127.0.0.53", "10.255.255.254"
@@ -77,7 +77,7 @@ class House:
             try:
                 yield daemon
             finally:
-                self.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+                remove_rules(self.client)
 
     def look_up(self, server: str, name: str, protocol: str, own: str = "") -> str:
         """Ask as a program of the client does, and return the address that is in the answer."""

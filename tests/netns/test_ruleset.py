@@ -1,15 +1,16 @@
 """The compiled ruleset means what a person wrote by hand: the kernel lists both alike.
 
 ``golden/*.nft`` are written by hand, in nft's own language, for a policy that the test compiles.
-Both are loaded into scratch network namespaces; the kernel's listing is what is compared. A kernel
-without nft's queue cannot take the native rung: there another verdict stands in for the statement,
-of which the text is compared. That it loads as it is, the tests in VMs show.
+Both are loaded into scratch network namespaces; the kernel's listing is what is compared, whatever
+the order of sets and chains. A kernel without nft's queue cannot take the native rung: there other
+verdicts stand in for the statements, of which the text is compared. That it loads as it is, the
+tests in VMs show.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from ipaddress import ip_address
@@ -19,17 +20,8 @@ import pytest
 
 from ramnet.core.allow import allow_list
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import (
-    QUEUE,
-    RAW,
-    TABLE,
-    Held,
-    Resolver,
-    Rung,
-    Settings,
-    compile_table,
-    element_of,
-)
+from ramnet.core.compiler import compile_table
+from ramnet.core.config import ScopeMode, Weak
 from ramnet.core.policy import ClassMode, parse_policy
 from ramnet.core.ruleset import (
     Chain,
@@ -41,6 +33,20 @@ from ramnet.core.ruleset import (
     render_replace,
     render_update,
 )
+from ramnet.core.scope import Group, Scope, classes_for
+from ramnet.core.terms import (
+    OTHERS_QUEUE,
+    QUEUE,
+    RAW,
+    TABLE,
+    Book,
+    Held,
+    Resolver,
+    Rung,
+    Settings,
+    element_of,
+)
+from tests.netns.groups import own_group
 from tests.netns.support import policy
 
 pytestmark = pytest.mark.netns
@@ -48,8 +54,14 @@ pytestmark = pytest.mark.netns
 GOLDEN = Path(__file__).with_name("golden")
 LO = 1  # the index of loopback in every network namespace
 ELSEWHERE = 7  # the index of an interface that is not there
-DEFAULTS = Settings(0x0100_0000, 65_536, Rung.COMPAT)
-QUEUE_STATEMENT = f"queue flags bypass to {QUEUE}"
+CGROUPS = Path("/sys/fs/cgroup")  # where nft looks for the paths of cgroups
+EVERYBODY = Scope(ScopeMode.NETNS, weak=Weak.STRICT)
+DEFAULTS = Settings(0x0100_0000, 65_536, Rung.COMPAT, EVERYBODY)
+# What nft says for its queues, and what stands in for it: any two that are nowhere else.
+QUEUES = {
+    f"queue flags bypass to {QUEUE}": "continue",
+    f"queue flags bypass to {OTHERS_QUEUE}": "return",
+}
 FOREIGN = """\
 table inet ramnet2 { chain c { counter; }; }
 table ip ramnet { chain c { counter; }; }
@@ -58,11 +70,18 @@ table ip ramnet { chain c { counter; }; }
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """What is compiled: a policy (None for none) on a machine that is like this."""
+
     policy: str | None
     resolvers: tuple[Resolver, ...] = ()
     held: tuple[Held, ...] = ()
     settings: Settings = DEFAULTS
-    containers: ClassMode = ClassMode.CATALOG
+    bridges: tuple[int, ...] = ()
+    blind: bool = False
+
+
+def enforcing(text: str, containers: str) -> str:
+    return f'{text}\n[enforcement]\ncontainers = "{containers}"\n'
 
 
 REMOTE = Resolver(ip_address("203.0.113.53"), LO, ELSEWHERE)
@@ -80,46 +99,105 @@ NAMES = Case(
         Held(ip_address("2001:db8::60"), 443, 360.0, "dual.example"),
         # nft refuses so long a comment: the element goes without.
         Held(ip_address("203.0.113.40"), 8443, 3601.0, "a." * 70 + "example"),
+        Held(ip_address("2001:db8::60"), 443, 360.0, "dual.example", Book.HEARD),
+        Held(ip_address("198.51.100.80"), 443, 300.0, "quay.io", Book.DENY),
     ),
-    Settings(0x10, 1024, Rung.COMPAT),
+    Settings(0x10, 1024, Rung.COMPAT, EVERYBODY),
 )
 NETWORKS = Case(
-    policy(
-        "localhost:*",
-        "198.51.100.9:5001",
-        "[2001:db8::1]",
-        more='\n[[registry]]\naddress = "203.0.113.1:5001"\nnetworks = '
-        '["10.0.0.0/24", "10.0.1.0/24", "10.0.0.7", "192.0.2.7", "2001:db8:1::/48"]\n',
-    ).replace("203.0.113.1:5001", "corp.example:5001"),
-    containers=ClassMode.OFF,
+    enforcing(
+        policy(
+            "localhost:*",
+            "198.51.100.9:5001",
+            "[2001:db8::1]",
+            more='\n[[registry]]\naddress = "203.0.113.1:5001"\nnetworks = '
+            '["10.0.0.0/24", "10.0.1.0/24", "10.0.0.7", "192.0.2.7", "2001:db8:1::/48"]\n',
+        ).replace("203.0.113.1:5001", "corp.example:5001"),
+        "off",
+    )
 )
 OBSERVE = replace(NAMES, settings=replace(NAMES.settings, rung=Rung.OBSERVE))
 NATIVE = replace(NAMES, settings=replace(NAMES.settings, rung=Rung.NATIVE))
+
+# Engines that are told apart, with destinations: git and telemetry by name, swarm by address.
+DESTINATIONS = """
+[[registry]]
+address = "registry.corp.example:5000"
+networks = ["10.0.0.0/24"]
+[[destination]]
+address = "git.example"
+[[destination]]
+address = "logs.example"
+ports = [443, 4317]
+[[destination]]
+address = "192.0.2.7:2377"
+"""
+GROUPS = (
+    Group("engines.slice", 1, 1, "engines.slice"),
+    Group("engines.slice/podman.service", 2, 2, "engines.slice/podman.service"),
+)
+BY_GROUP = Scope(ScopeMode.CGROUP, GROUPS, host=ClassMode.CATALOG)
+BY_MARK = Scope(ScopeMode.MARK, GROUPS, mark=0x0200_0000, host=ClassMode.CATALOG)
+BY_USER = Scope(ScopeMode.UID, uids=(1000, 0), host=ClassMode.CATALOG)
+
+
+def scoped(scope: Scope, containers: str, rung: Rung = Rung.COMPAT, *, blind: bool = False) -> Case:
+    return Case(
+        enforcing(policy(more=DESTINATIONS), containers),
+        (Resolver(ip_address("203.0.113.53"), LO, LO),),
+        settings=replace(DEFAULTS, scope=scope, rung=rung),
+        bridges=(9, 5),
+        blind=blind,
+    )
+
+
 CASES = {
     "locked-down": Case(None),
     "names": NAMES,
     "networks": NETWORKS,
     "observe": OBSERVE,
     "native": NATIVE,
+    "cgroup": scoped(BY_GROUP, "catalog"),
+    "host-off": scoped(replace(BY_GROUP, host=ClassMode.OFF), "off"),
+    "blind": scoped(replace(BY_GROUP, host=ClassMode.OFF, weak=Weak.STRICT), "off", blind=True),
+    "mark": scoped(BY_MARK, "off", Rung.OBSERVE),
+    "uid": scoped(BY_USER, "catalog"),
+    "containers-strict": scoped(replace(BY_MARK, host=ClassMode.OFF), "strict", Rung.NATIVE),
 }
-# One daemon goes from one to another of these: its rung does not change.
-POLICIES = {name: case for name, case in CASES.items() if case.settings.rung is Rung.COMPAT}
+# One daemon goes from one to another of these: its rung of DNS and its scope do not change.
+CHANGES = [
+    ["locked-down", "names", "networks"],
+    ["cgroup", "host-off", "blind"],
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_group() -> Iterator[None]:
+    """A cgroup with one below it: nft resolves paths when it loads."""
+    with own_group() as first:
+        (first / "podman.service").mkdir()
+        REAL["engines.slice"] = str(first.relative_to(CGROUPS))
+        yield
+
+
+REAL: dict[str, str] = {}
 
 
 def compiled(case: Case) -> Table:
     text = case.policy
     parsed = None if text is None else parse_policy(text, source="p.toml", ramnet_version="0.1.0")
     allowed = allow_list(parsed, load_catalog(), date(2026, 1, 1))
-    return compile_table(allowed, case.resolvers, case.held, case.settings, case.containers)
+    classes = classes_for(parsed, case.settings.scope, blind=case.blind)
+    return compile_table(allowed, case.resolvers, case.held, case.settings, classes, case.bridges)
 
 
 def listing(*transactions: str) -> str:
     """Load these one after the other into a new network namespace; list what is there then.
 
-    Without counters and remaining times, and without the time that passed meanwhile. In the place
-    of nft's queue stands ``continue``.
+    Without counters and remaining times, and without the time that passed meanwhile. What stands in
+    for nft's queue is listed in its place.
     """
-    loadable = [text.replace(QUEUE_STATEMENT, "continue") for text in transactions]
+    loadable = [_loadable(text) for text in transactions]
     script = 'ip link set lo up; for text; do printf %s "$text" | nft -f - || exit; done'
     script += "; nft -s list ruleset"
     done = subprocess.run(
@@ -132,6 +210,21 @@ def listing(*transactions: str) -> str:
     return done.stdout
 
 
+def _loadable(text: str) -> str:
+    for written, real in (*QUEUES.items(), *REAL.items()):
+        text = text.replace(written, real)
+    return text
+
+
+def parts(text: str) -> list[str]:
+    """The sets, counters and chains of a listing, in no order: it has no meaning."""
+    found = []
+    for table in f"\n{text}".split("\ntable ")[1:]:
+        head, _, body = table.rstrip().removesuffix("\n}").partition(" {\n")
+        found += [f"{head}: {' '.join(part.split())}" for part in body.split("\n\n")]
+    return sorted(found)
+
+
 def golden(name: str) -> str:
     return (GOLDEN / f"{name}.nft").read_text(encoding="utf-8")
 
@@ -141,14 +234,16 @@ def test_the_compiled_table_lists_like_the_one_written_by_hand(name: str) -> Non
     table = compiled(CASES[name])
     by_hand = listing(golden(name))
     assert by_hand.count("\tchain ") == len(table.chains)
-    assert listing(render_create(table)) == by_hand
+    assert by_hand.count("\tset ") == len(table.sets)
+    assert parts(listing(render_create(table))) == parts(by_hand)
 
 
 def test_only_the_native_rung_queues_in_the_language_of_nft() -> None:
     for name, case in CASES.items():
         text = render_create(compiled(case))
-        assert text.count("queue") == golden(name).count(QUEUE_STATEMENT)
-        assert (QUEUE_STATEMENT in text) is (case.settings.rung is Rung.NATIVE)
+        for statement in QUEUES:
+            assert text.count(statement) == golden(name).count(statement)
+        assert ("queue" in text) is (case.settings.rung is Rung.NATIVE)
 
 
 def test_every_golden_file_is_used() -> None:
@@ -156,34 +251,52 @@ def test_every_golden_file_is_used() -> None:
 
 
 LOCKED = compiled(CASES["locked-down"])
+JUDGE = next(item for item in LOCKED.chains if item.name == "judge")
 MUTANTS = {
-    "no reject": LOCKED.chains[0].rules[:-1],
-    "two rules exchanged": (LOCKED.chains[0].rules[-1], *LOCKED.chains[0].rules[:-1]),
-    "a rule too many": (Rule("accept"), *LOCKED.chains[0].rules),
+    "no refusal": JUDGE.rules[:-1],
+    "two rules exchanged": (JUDGE.rules[-1], *JUDGE.rules[:-1]),
+    "a rule too many": (Rule("accept"), *JUDGE.rules),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_control_another_ruleset_lists_differently(name: str) -> None:
-    judge = replace(LOCKED.chains[0], rules=tuple(MUTANTS[name]))
-    mutant = replace(LOCKED, chains=(judge, *LOCKED.chains[1:]))
-    assert listing(render_create(mutant)) != listing(golden("locked-down"))
+    chains = [
+        replace(item, rules=tuple(MUTANTS[name])) if item.name == "judge" else item
+        for item in LOCKED.chains
+    ]
+    mutant = replace(LOCKED, chains=tuple(chains))
+    assert parts(listing(render_create(mutant))) != parts(listing(golden("locked-down")))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("level 2", "level 1"),
+        ("goto host", "goto engine"),
+        (f"to {QUEUE}", f"to {OTHERS_QUEUE}"),
+        ("@heard4", "@allow4"),
+        ("engines.slice/podman.service", "engines.slice"),
+    ],
+)
+def test_control_a_word_that_is_wrong_lists_differently(one: str, other: str) -> None:
+    (name, *_) = (name for name in CASES if one in golden(name))
+    mutant = golden(name).replace(one, other)
+    assert parts(listing(golden(name))) != parts(listing(mutant))
 
 
 def test_the_base_chains_sit_between_conntrack_and_mangle() -> None:
     """A golden file that is as wrong as the compiler would not tell."""
-    for case in CASES.values():
+    for name, case in CASES.items():
         hooks = {chain.hook: chain for chain in compiled(case).chains if chain.hook is not None}
         assert {chain.kind for chain in hooks.values()} == {"filter"}
         assert hooks.pop(Hook.PREROUTING).priority == RAW < -200  # conntrack has not seen it yet
         # Behind the NAT of what comes in (100), which turns the answers of a published server back.
         assert hooks.pop(Hook.INPUT).priority > 100
         assert all(-200 < chain.priority < -150 for chain in hooks.values())
-        usual = {Hook.OUTPUT}
-        looks_at_containers = case not in {NETWORKS, OBSERVE}
-        assert set(hooks) == usual | (
-            {Hook.FORWARD, Hook.POSTROUTING} if looks_at_containers else set()
-        )
+        judged = "type filter hook forward" in golden(name)
+        containers = {Hook.FORWARD, Hook.POSTROUTING} if judged else set()
+        assert set(hooks) == {Hook.OUTPUT} | containers
 
 
 # --- transactions
@@ -194,37 +307,31 @@ def test_the_base_chains_sit_between_conntrack_and_mangle() -> None:
 def test_a_table_replaces_whatever_was_there(before: str, after: str) -> None:
     first = [golden(before)] if before else []
     wanted = listing(golden(after), FOREIGN)
-    assert _sorted(listing(*first, FOREIGN, render_replace(compiled(CASES[after])))) == _sorted(
-        wanted
-    )
+    replaced = listing(*first, FOREIGN, render_replace(compiled(CASES[after])))
+    assert parts(replaced) == parts(wanted)
 
 
-def _sorted(text: str) -> list[str]:
-    """The tables of a listing, whatever order the kernel keeps them in."""
-    return sorted(part.strip() for part in f"\n{text}".split("\ntable "))
-
-
-@pytest.mark.parametrize("before", POLICIES)
-@pytest.mark.parametrize("after", POLICIES)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(before, after) for names in CHANGES for before in names for after in names],
+)
 def test_an_update_differs_from_a_replacement_only_in_what_was_learned(
     before: str, after: str
 ) -> None:
     """The rules and derived sets become the new ones; leases stay, except those to be dropped."""
     old, new = CASES[before], CASES[after]
     # Sizes cannot change while running: they come from the configuration.
-    old, new = replace(old, settings=DEFAULTS), replace(new, settings=DEFAULTS)
-    gone = [element_of(item.address, item.port) for item in old.held[:1]]
-    kept = old.held[1:]
+    old = replace(old, settings=replace(old.settings, set_size=65_536))
+    new = replace(new, settings=replace(new.settings, set_size=65_536))
+    gone = [element_of(item.book, item.address, item.port) for item in old.held[:1]]
     target = compiled(replace(new, held=()))
-    updated = listing(render_create(compiled(old)), render_update(compiled(old), target, gone))
-    assert _elements(updated) == _elements(
-        listing(render_create(compiled(replace(new, held=kept))))
+    stay = {item.name for item in target.sets}
+    kept = tuple(
+        item for item in old.held[1:] if element_of(item.book, item.address, item.port)[0] in stay
     )
-
-
-def _elements(text: str) -> list[str]:
-    """The listing by its parts: an update makes its sets in another order than a new table."""
-    return sorted(" ".join(part.split()) for part in text.rstrip("}\n").split("\n\n"))
+    updated = listing(render_create(compiled(old)), render_update(compiled(old), target, gone))
+    whole = listing(render_create(compiled(replace(new, held=kept))))
+    assert parts(updated) == parts(whole)
 
 
 def test_an_update_may_drop_what_has_just_run_out() -> None:
@@ -253,11 +360,10 @@ def test_a_transaction_that_fails_changes_nothing() -> None:
     for text in (render_replace(bad), render_update(good, bad, ())):
         said, left = after(text)
         assert "rror" in said
-        assert left == listing(render_create(good))
+        assert parts(left) == parts(listing(render_create(good)))
 
 
 def test_removal_works_with_and_without_a_table_and_spares_others() -> None:
-    assert _sorted(listing(FOREIGN, golden("names"), render_remove(TABLE))) == _sorted(
-        listing(FOREIGN)
-    )
+    removed = listing(FOREIGN, golden("names"), render_remove(TABLE))
+    assert parts(removed) == parts(listing(FOREIGN)) != []
     assert listing(FOREIGN, render_remove(TABLE)) == listing(FOREIGN)

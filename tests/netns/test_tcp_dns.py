@@ -36,7 +36,7 @@ from tests.netns.holdworld import (
     without_hold,
     world,
 )
-from tests.netns.support import Ramnet
+from tests.netns.support import Ramnet, remove_rules
 
 pytestmark = pytest.mark.netns
 
@@ -350,7 +350,7 @@ Elements.write = patched
             # The SYN-ACK and its like are seen, too: what matters is that it came twice.
             assert hold["seen"] >= 3
     finally:
-        lab.client.run(["nft", "delete", "table", "inet", "ramnet"], check=False)
+        remove_rules(lab.client)
 
 
 # --- bounds

@@ -243,7 +243,8 @@ def inner_run(
     """Run one test file under this repository's settings and conftest, in a copy."""
     (folder / "tests" / place).mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    shutil.copy(ROOT / "tests/conftest.py", folder / "tests")
+    for name in ("conftest.py", "coverage_table.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
     (folder / "tests" / place / "test_inner.py").write_text(f"import os, pytest\n{test}\n")
     inherited = {k: v for k, v in os.environ.items() if k not in {"CI", "RAMNET_REQUIRE_ALL"}}
     return subprocess.run(
@@ -252,7 +253,8 @@ def inner_run(
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**inherited, **environment},
+        # For ramnet itself, where it is not installed.
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
     )
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from ramnet import daemon
 from ramnet.core.kernel import NEEDS, Evidence, Feature, decide, parse_release
+from ramnet.host import kernel as module
+from ramnet.host.kernel import Kernel
 from tests.unit.cli.conftest import Run
 
 STRICT = '[scope]\nmode = "netns"\nweak = "strict"\n'
@@ -22,8 +24,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *absent: Feature, release: str = "6
         for feature in Feature
     }
     parsed = parse_release(release)
-    kernel = daemon.Kernel(parsed, evidence, decide(parsed, evidence))
-    monkeypatch.setattr(daemon, "look_at_kernel", lambda: kernel)
+    kernel = Kernel(parsed, evidence, decide(parsed, evidence))
+    for user in (module, daemon):
+        monkeypatch.setattr(user, "look_at_kernel", lambda: kernel)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
 
@@ -53,6 +56,8 @@ def test_a_kernel_that_can(ramnet: Run, config: str, monkeypatch: pytest.MonkeyP
         "hint",
         "modes",
         "features",
+        "not_covered",
+        "warnings",
     }
     assert (found["schema"], found["kernel"]) == (1, "6.12.0")
     assert (found["supported"], found["can_run"]) == (True, True)
@@ -106,14 +111,44 @@ def test_a_release_that_cannot_be_read(
     assert (code, found["kernel"]) == (0, None)
 
 
-def test_without_a_scope_the_kernel_is_good_and_run_would_still_refuse(
-    ramnet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("absent", "scope"),
+    [
+        ((), "cgroup"),
+        ((Feature.SOCKET_CGROUP,), "mark"),
+        ((Feature.SOCKET_CGROUP, Feature.CGROUP_BPF), "uid"),
+    ],
+)
+def test_without_a_configuration_the_best_scope_is_taken(
+    ramnet: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    absent: tuple[Feature, ...],
+    scope: str,
 ) -> None:
-    pretend(monkeypatch)
+    pretend(monkeypatch, *absent)
     code, found = checked(ramnet, str(tmp_path / "gone.toml"))
+    assert (code, found["can_run"], found["modes"]["scope"]) == (0, True, scope)
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> str:
+    """A configuration that asks for a scope."""
+    path = tmp_path / "asking.toml"
+    path.write_text('[scope]\nmode = "cgroup"\n')
+    return str(path)
+
+
+def test_a_good_kernel_without_the_scope_that_is_asked_for(
+    ramnet: Run, asking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, Feature.SOCKET_CGROUP)
+    code, found = checked(ramnet, asking)
     assert (code, found["supported"], found["can_run"]) == (3, True, False)
-    assert "no scope can be chosen by itself" in found["problem"]
-    assert 'mode = "netns"' in found["hint"]
+    assert "scope 'cgroup' is configured" in found["problem"]
+    assert "[tried] socket-cgroupv2" in found["problem"]
+    assert 'mode = "auto"' in found["hint"]
+    assert found["modes"] == {}
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
@@ -133,12 +168,12 @@ def test_a_configuration_with_faults(
 
 
 def test_run_refuses_what_check_refuses(
-    ramnet: Run, tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+    ramnet: Run, asking: str, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(monkeypatch)
-    said = ramnet("run", "--config", str(tmp_path / "gone.toml"))
+    pretend(monkeypatch, Feature.SOCKET_CGROUP)
+    said = ramnet("run", "--config", asking)
     assert said.code == 3
-    assert "no scope can be chosen by itself" in said.err
+    assert "scope 'cgroup' is configured" in said.err
     pretend(monkeypatch, Feature.SETS)
     said = ramnet("run", "--config", config)
     assert said.code == 3

@@ -4,45 +4,59 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ramnet.core.compiler import Rung
 from ramnet.core.config import DnsMode, ScopeMode
 from ramnet.core.events import PolicyRejected
 from ramnet.core.modes import Modes
-from ramnet.core.policy import parse_policy
+from ramnet.core.policy import ClassMode, parse_policy
 from ramnet.core.report import Facts, status_report
+from ramnet.core.scope import Scope
+from ramnet.core.terms import Rung
 from ramnet.errors import ControlError
 from tests.unit.cli.conftest import Answer, Run
-from tests.unit.core.support import Story
+from tests.unit.core.support import CGROUP, STRICT, Story, settings
 
 FACTS = Facts(
     version="0.1.0",
     pid=1,
     kernel="6.12.0",
     missing=(),
-    modes=Modes(ScopeMode.NETNS, "configured", DnsMode.OBSERVE, "copies", Rung.OBSERVE),
+    modes=Modes(
+        ScopeMode.NETNS,
+        "configured",
+        DnsMode.OBSERVE,
+        "copies",
+        Rung.OBSERVE,
+        ClassMode.CATALOG,
+        "by default",
+    ),
     pinned=False,
     servers=("192.0.2.53", "2001:db8::53"),
     policy_path="/etc/ramnet/policy.toml",
     counters={"refused": 42},
     lost=0,
+    groups=(),
+    findings=(),
+    left_out=(),
     hold=None,
 )
 
 
-def report(organization: str = "acme", problem: str = "") -> dict[str, Any]:
+def report(organization: str = "acme", problem: str = "", scope: Scope = STRICT) -> dict[str, Any]:
     text = json.dumps(
         {"version": 1, "organization": organization, "registry": [{"address": "[::1]:5000"}]}
     )
-    story = Story()
+    story = Story(settings=settings(scope))
     story.start(parse_policy(text, source="p.json", ramnet_version="0.1.0"))
     if problem:
         story.tell(PolicyRejected(problem))
-    return status_report(story.engine, FACTS)
+    modes = replace(FACTS.modes, scope=scope.mode)
+    return status_report(story.engine, replace(FACTS, modes=modes, groups=scope.groups))
 
 
 def test_no_daemon_is_running(ramnet: Run, tmp_path: Path) -> None:
@@ -100,11 +114,20 @@ def test_the_text_tells_what_matters(
     assert lines[1].startswith("policy     acme  sha256:")
     assert "registries [::1]:5000" in lines
     assert "scope      netns (TCP ports 80, 443, 5000): configured" in lines
-    assert "leases     0    refused 42" in lines
+    (counts,) = (line for line in lines if line.startswith("leases "))
+    assert counts.split() == ["leases", "0", "denied", "0", "refused", "42"]
     assert any(line.split()[:3] == ["engine", "strict", "strict"] for line in lines)
-    assert any(line.split()[:3] == ["containers", "catalog", "off"] for line in lines)
+    assert any(line.split()[:3] == ["containers", "catalog", "catalog"] for line in lines)
     assert "not covered:" in lines
     assert "  - policy rejected (the policy before stands): line 3: bad" in lines
+
+
+def test_a_scope_that_judges_every_port(
+    ramnet: Run, tmp_path: Path, daemon: dict[str, Answer]
+) -> None:
+    daemon["status"] = report(scope=CGROUP)
+    lines = ramnet("status", "--runtime-dir", str(tmp_path)).out.splitlines()
+    assert "scope      cgroup (all ports): configured" in lines
 
 
 @pytest.mark.parametrize("name", ["[/b]", "[red]acme[/red]", "[acme]", "acme [/]", "[link=x]y"])
@@ -139,8 +162,16 @@ def test_off_tells_that_nothing_is_enforced_any_more(
 def test_off_without_a_daemon_removes_the_rules_itself(
     ramnet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool, says: str
 ) -> None:
+    configs: list[str] = []
+
+    def remove(config: str) -> bool:
+        configs.append(config)
+        return found
+
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("ramnet.daemon.remove_table_without_daemon", lambda: found)
-    said = ramnet("off", "--runtime-dir", str(tmp_path))
+    monkeypatch.setattr("ramnet.daemon.remove_all_without_daemon", remove)
+    path = str(tmp_path / "ramnet.toml")
+    said = ramnet("off", "--runtime-dir", str(tmp_path), "--config", path)
     assert said.code == 0
+    assert configs == [path], "which names the cgroups that may be marked"
     assert said.out == f"ramnet: {says}; no daemon was running\n"

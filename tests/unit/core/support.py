@@ -13,14 +13,18 @@ import dnslib
 from ramnet import __version__
 from ramnet.core.allow import AllowList, allow_list
 from ramnet.core.catalog import load_catalog
-from ramnet.core.compiler import Resolver, Rung, Settings
-from ramnet.core.config import Limits
+from ramnet.core.config import Limits, ScopeMode, Weak
+from ramnet.core.egress import Local
 from ramnet.core.engine import Engine
 from ramnet.core.events import (
     Addr,
     AnswerCopy,
     Command,
+    EgressLoaded,
+    EgressLost,
     Event,
+    LinksFound,
+    LoadEgress,
     LoadTable,
     Log,
     PolicyRead,
@@ -32,11 +36,29 @@ from ramnet.core.events import (
     WriteLeases,
 )
 from ramnet.core.names import HostName
-from ramnet.core.policy import Policy, parse_policy, policy_digest
+from ramnet.core.policy import ClassMode, Policy, parse_policy, policy_digest
+from ramnet.core.scope import Group, Scope
+from ramnet.core.terms import Book, Resolver, Rung, Settings
 
 CATALOG = load_catalog()
 TODAY = date(2026, 3, 1)
-SETTINGS = Settings(0x0100_0000, 1024, Rung.OBSERVE)
+# Every program of the namespace is judged strictly, as on a machine that is there for Docker only.
+STRICT = Scope(ScopeMode.NETNS, weak=Weak.STRICT)
+GROUPS = (
+    Group("ramnetengines.slice", 1, 4711, "unified/ramnetengines.slice"),
+    Group("user.slice/podman.service", 2, 4712, "unified/user.slice/podman.service"),
+)
+CGROUP = Scope(ScopeMode.CGROUP, GROUPS, host=ClassMode.CATALOG)
+MARK = Scope(ScopeMode.MARK, GROUPS, mark=0x0200_0000, host=ClassMode.CATALOG)
+UID = Scope(ScopeMode.UID, uids=(0, 1000), host=ClassMode.CATALOG)
+NETNS = Scope(ScopeMode.NETNS)
+
+
+def settings(scope: Scope = STRICT, rung: Rung = Rung.OBSERVE) -> Settings:
+    return Settings(0x0100_0000, 1024, rung, scope)
+
+
+SETTINGS = settings()
 SERVER = IPv4Address("192.0.2.53")
 CLIENT = IPv4Address("192.0.2.10")
 RESOLVERS = (Resolver(SERVER, 2, 2),)
@@ -86,9 +108,12 @@ def reply(name: str, *addresses: str, qtype: str = "A", ident: int = 7, ttl: int
     return bytes(record.pack())
 
 
-def query(name: str, qtype: str = "A", *, ident: int = 7, port: int = 40_000) -> QueryCopy:
+def query(
+    name: str, qtype: str = "A", *, ident: int = 7, port: int = 40_000, forwarded: bool = False
+) -> QueryCopy:
     """A client's query as it leaves."""
-    return QueryCopy(udp(CLIENT, port, SERVER, 53, question(name, qtype, ident=ident)))
+    packet = udp(CLIENT, port, SERVER, 53, question(name, qtype, ident=ident))
+    return QueryCopy(packet, forwarded)
 
 
 def answer(
@@ -110,6 +135,11 @@ def told(
     return AnswerCopy(udp(server, 53, client, port, payload))
 
 
+def links(*bridges: int) -> LinksFound:
+    """These bridges and no uplink."""
+    return LinksFound(bridges, (), Local(frozenset(), frozenset()))
+
+
 def ip(text: str) -> IPv4Address | IPv6Address:
     return ip_address(text)
 
@@ -122,25 +152,30 @@ def logs(commands: Iterable[Command]) -> list[str]:
     return [command.message for command in commands if isinstance(command, Log)]
 
 
-def writes(commands: Iterable[Command]) -> list[tuple[str, int]]:
-    """The pairs that are opened."""
+def writes(commands: Iterable[Command], book: Book = Book.ALLOW) -> list[tuple[str, int]]:
+    """The pairs that a book gets."""
     return [
         (str(item.address), item.port)
         for command in commands
-        if isinstance(command, WriteLeases)
+        if isinstance(command, WriteLeases) and command.book is book
         for item in command.add
     ]
 
 
 @dataclass
 class Story:
-    """An engine and a kernel that takes every table, unless ``refuses`` says why not."""
+    """An engine and a kernel that takes every table, unless ``refuses`` says why not.
+
+    ``refuses_edge`` says so of the table of the uplinks.
+    """
 
     limits: Limits = field(default_factory=Limits)
     refuses: str = ""
+    refuses_edge: str = ""
+    settings: Settings = SETTINGS
 
     def __post_init__(self) -> None:
-        self.engine = Engine(CATALOG, self.limits, SETTINGS, TODAY)
+        self.engine = Engine(CATALOG, self.limits, self.settings, TODAY)
 
     def tell(self, event: Event, now: float = 0.0) -> list[Command]:
         """Hand one event in, answer each LoadTable, and return every command that came of it."""
@@ -151,6 +186,9 @@ class Story:
             said += commands
             taken = TableRefused(self.refuses) if self.refuses else TableLoaded()
             waiting += [taken] * len(loads(commands))
+            problem = self.refuses_edge
+            edge = EgressLost(problem) if problem else EgressLoaded()
+            waiting += [edge for item in commands if isinstance(item, LoadEgress)]
         return said
 
     def start(self, found: Policy | None, now: float = 0.0) -> list[Command]:
@@ -165,8 +203,12 @@ class Story:
         assert self.tell(query(name), now) == []
         return self.tell(answer(name, *addresses, ttl=ttl), now)
 
-    def held(self, now: float = 0.0) -> set[tuple[str, int]]:
-        return {(str(lease.ip), lease.port) for lease in self.engine.learner.leases.snapshot(now)}
+    def held(self, now: float = 0.0, book: Book = Book.ALLOW) -> set[tuple[str, int]]:
+        """The pairs that the engine holds for a book."""
+        engine = self.engine
+        learners = (engine.learner, engine.heard, engine.denied)
+        (learner,) = (item for item in learners if item.book is book)
+        return {(str(lease.ip), lease.port) for lease in learner.leases.snapshot(now)}
 
 
 def addresses(*texts: str) -> tuple[Addr, ...]:

@@ -1,4 +1,4 @@
-"""Answers to containers: NXDOMAIN for a refused registry's API host, and nothing else touched."""
+"""Changed answers: NXDOMAIN for a refused registry's API host, and nothing else touched."""
 
 from __future__ import annotations
 
@@ -85,12 +85,33 @@ def test_what_the_policy_allows_is_left_alone() -> None:
     assert made.packet(answer("quay.io", ONE)) is None, "by the policy of now"
 
 
+def test_a_registry_that_is_only_a_destination_is_for_engines() -> None:
+    made = blocker(policy("r.example", more='[[destination]]\naddress = "quay.io"\n'))
+    assert made.packet(answer("quay.io", ONE)) is not None
+
+
 def test_without_a_policy_nothing_is_changed() -> None:
     made = blocker(None)
     assert made.packet(answer("quay.io", ONE)) is None
     made = blocker(policy("r.example"))
     made.use(None, "")
     assert made.packet(answer("quay.io", ONE)) is None
+
+
+def test_the_daemons_own_answers_are_left_alone() -> None:
+    """It looks refused registries up itself, to know their addresses."""
+    made = blocker(policy("r.example"))
+    ports: set[int] = set()
+    made.own = ports
+    packet = answer("quay.io", ONE)
+    assert made.packet(packet) is not None
+    ports.add(40_000)
+    assert made.packet(packet) is None
+    other = udp(SERVER, 53, CLIENT, 40_001, reply("quay.io", ONE))
+    assert made.packet(other) is not None
+    ports.discard(40_000)
+    assert made.packet(packet) is not None
+    assert made.blocked == 3
 
 
 def test_names_that_were_judged_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,20 +6,27 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ramnet.core.config import Config, DnsMode, Limits, ScopeMode, Weak, parse_config
+from ramnet.core.config import Config, DnsMode, HostMode, Limits, ScopeMode, Weak, parse_config
 from ramnet.errors import Fault, PolicyError
 
 DESIGNED = """\
 [scope]
 mode = "auto"                    # auto | cgroup | mark | uid | netns
 cgroups = ["ramnetengines.slice"]    # cgroup v2 paths, relative to the cgroup2 mount
+uids = [0]                       # users that run engines, for mode "uid"
 weak = "catalog"                 # catalog | strict | refuse
+host = "auto"                    # auto | catalog | off: programs that are no engines
 
 [dns]
 mode = "auto"                    # auto | hold | observe
 servers = []                     # pins the trusted resolvers
 
 [limits]                         # named limits, each with a documented default
+
+[mark]
+ct_dns = 0x01000000
+ct_host = 0x02000000
+engine = 0x02000000
 """
 
 
@@ -49,7 +56,12 @@ def test_defaults(text: str) -> None:
         "lease_max_seconds": 86400,
         "lease_grace_seconds": 60,
     }
-    assert config.mark.ct_dns == 0x01000000
+    assert config.mark.model_dump() == {
+        "ct_dns": 0x0100_0000,
+        "ct_host": 0x0200_0000,
+        "engine": 0x0200_0000,
+    }
+    assert (config.scope.uids, config.scope.host) == ((0,), HostMode.AUTO)
 
 
 def test_every_key_is_read() -> None:
@@ -58,7 +70,9 @@ def test_every_key_is_read() -> None:
         [scope]
         mode = "netns"
         cgroups = ["a.slice", "b.slice/c.scope"]
+        uids = [0, 1000, 4294967294]
         weak = "strict"
+        host = "off"
         [dns]
         mode = "observe"
         servers = ["10.0.0.53", "127.0.0.53", "2001:db8::53", "fe80::1"]
@@ -67,16 +81,21 @@ def test_every_key_is_read() -> None:
         warm_names = 0
         [mark]
         ct_dns = 0x80000000
+        ct_host = 0x1
+        engine = 0x80000000
         """,
         source="ramnet.toml",
     )
     assert config.scope.mode is ScopeMode.NETNS
     assert config.scope.cgroups == ("a.slice", "b.slice/c.scope")
+    assert config.scope.uids == (0, 1000, (1 << 32) - 2)
     assert config.scope.weak is Weak.STRICT
+    assert config.scope.host is HostMode.OFF
     assert config.dns.mode is DnsMode.OBSERVE
     assert config.dns.servers[1:3] == (ip_address("127.0.0.53"), ip_address("2001:db8::53"))
     assert config.limits == Limits(leases_total=3000, warm_names=0)
-    assert config.mark.ct_dns == 1 << 31
+    # One is of conntrack's mark, the other of a socket's: they may be the same bit.
+    assert (config.mark.ct_dns, config.mark.ct_host, config.mark.engine) == (1 << 31, 1, 1 << 31)
     assert config == parse_config(config.model_dump_json(), source="ramnet.json")
 
 
@@ -93,10 +112,11 @@ def test_limits_are_whole_numbers_within_bounds(name: str, value: str) -> None:
     assert fault.message.startswith("must be ")
 
 
+@pytest.mark.parametrize("name", ["ct_dns", "ct_host", "engine"])
 @pytest.mark.parametrize("value", ["0", "3", "-1", "0x1_0000_0000", "true", "1.0", "'1'"])
-def test_a_mark_is_a_single_bit_of_32(value: str) -> None:
-    fault = only_fault(f"[mark]\nct_dns = {value}")
-    assert (fault.place, fault.line) == ("mark.ct_dns", 2)
+def test_a_mark_is_a_single_bit_of_32(name: str, value: str) -> None:
+    fault = only_fault(f"[mark]\n{name} = {value}")
+    assert (fault.place, fault.line) == (f"mark.{name}", 2)
     assert fault.message.startswith(("must be a single bit", "must be a whole number"))
 
 
@@ -110,7 +130,26 @@ def test_a_mark_is_a_single_bit_of_32(value: str) -> None:
         ("servers = []", "servers", "unknown key", "it belongs in [dns]"),
         ("limits.leases_totl = 1", "limits.leases_totl", "unknown key", "leases_total?"),
         ("scope = 1", "scope", "must be a table, not a number", ""),
-        ("scope.cgroups = []", "scope.cgroups", "lists no cgroup", "leave the key out"),
+        ("scope.cgroups = []", "scope.cgroups", "is an empty list", "leave the key out"),
+        ("scope.uids = []", "scope.uids", "is an empty list", "leave the key out"),
+        ("scope.uids = [1, 1]", "scope.uids", "lists '1' twice", "keep one"),
+        (f"scope.uids = {[*range(17)]}", "scope.uids", "lists 17 items; the limit is 16", ""),
+        ("scope.uids = [-1]", "scope.uids[0]", "must be from 0 to 4294967294", ""),
+        ("scope.uids = [4294967295]", "scope.uids[0]", "must be from 0 to 4294967294", ""),
+        ("scope.uids = ['root']", "scope.uids[0]", "must be a whole number", ""),
+        ("scope.host = 'strict'", "scope.host", "'strict' is not one of auto, catalog, off", ""),
+        (
+            "mark = {ct_dns = 4, ct_host = 4}",
+            "mark",
+            "ct_dns and ct_host are the same bit",
+            "a bit of its own",
+        ),
+        (
+            "mark.ct_host = 0x01000000",
+            "mark",
+            "ct_dns and ct_host are the same bit",
+            "a bit of its own",
+        ),
         ("scope.cgroups = 'a'", "scope.cgroups", "must be a list, not a string", "[...]"),
         ("scope.cgroups = ['/a']", "scope.cgroups[0]", "'/a' is absolute", "without a /"),
         ("scope.cgroups = ['']", "scope.cgroups[0]", "'' is not a path of a cgroup", "a.slice"),

@@ -7,7 +7,6 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ramnet.core.compiler import Held, Resolver
 from ramnet.core.config import Limits
 from ramnet.core.engine import RETRY_SECONDS, State
 from ramnet.core.events import (
@@ -34,6 +33,7 @@ from ramnet.core.learner import Ignored
 from ramnet.core.policy import policy_digest
 from ramnet.core.queries import QUERY_SECONDS
 from ramnet.core.ruleset import Table
+from ramnet.core.terms import Held, Resolver
 from tests.unit.core.support import (
     RESOLVERS,
     SERVER,
@@ -43,6 +43,7 @@ from tests.unit.core.support import (
     answer,
     host,
     ip,
+    links,
     loads,
     logs,
     policy,
@@ -53,6 +54,7 @@ from tests.unit.core.support import (
     writes,
 )
 
+NO_CONTAINERS = '[enforcement]\ncontainers = "off"\n'  # then the catalogue has nobody to judge
 CORP = policy("registry.corp.example:5000")
 WIDER = policy("registry.corp.example:5000", "*.mirror.example")
 OTHER = policy("registry.other.example")
@@ -78,9 +80,11 @@ def only_load(commands: list[Command]) -> LoadTable:
 
 
 def test_everything_is_gathered_before_the_first_table() -> None:
+    corp = policy("registry.corp.example:5000", more=NO_CONTAINERS)
     story = Story()
     assert story.tell(ResolversFound(RESOLVERS)) == []
-    assert story.tell(read(CORP)) == []
+    assert story.tell(read(corp)) == []
+    assert story.tell(links(4)) == []
     assert story.tell(Tick(TODAY)) == []
     assert state(story) is State.OFF
     assert story.engine.applied is None
@@ -94,7 +98,7 @@ def test_everything_is_gathered_before_the_first_table() -> None:
 
     said = story.engine.handle(TableLoaded(), 0.0)
     assert said == [
-        Log(Level.INFO, f"policy {policy_digest(CORP)} of acme is in force: 1 registry"),
+        Log(Level.INFO, f"policy {policy_digest(corp)} of acme is in force: 1 registry"),
         ResolveNames((host(NAME),)),
     ]
     assert state(story) is State.ENFORCING
@@ -104,12 +108,12 @@ def test_without_a_valid_policy_at_boot_everything_is_locked_down() -> None:
     story = Story()
     (told_once,) = logs(story.tell(PolicyRejected("line 3: version: is missing")))
     assert told_once == (
-        "policy rejected; no policy was valid yet: every judged connection is refused:"
+        "policy rejected; no policy was valid yet: locked down, every judged connection is refused:"
         " line 3: version: is missing"
     )
     said = story.start(None)
     assert only_load(said).before is None
-    assert logs(said) == ["locked down: no valid policy, every judged connection is refused"]
+    assert logs(said) == ["no valid policy: locked down, every judged connection is refused"]
     assert ResolveNames(()) in said
     assert story.engine.state is State.LOCKED_DOWN
     assert story.ask(NAME, ONE) == [], "nothing may be learned"
@@ -184,8 +188,9 @@ def test_a_new_policy_changes_the_rules_and_drops_what_it_does_not_allow() -> No
     assert load.drop == (("allow4", f"{TWO} . 443"),)
     assert elements(load.table, "allow4") == (), "what was learned stays in the kernel as it is"
     assert story.held() == {(ONE, 5000)}
-    assert isinstance(said[-1], ResolveNames)
     assert policy_digest(CORP) in logs(said)[0]
+    assert not any(isinstance(item, ResolveNames) for item in said), "the same names as before"
+    assert any(isinstance(item, ResolveNames) for item in story.tell(read(OTHER)))
 
 
 def test_the_table_after_next_is_changed_from_the_one_in_between() -> None:
@@ -404,7 +409,7 @@ def test_other_resolvers_change_the_rules_and_nothing_else() -> None:
 def test_an_entry_ends_with_its_day() -> None:
     last_day = TODAY + timedelta(days=1)
     story = Story()
-    story.start(policy("old.example", more=f"expires = {last_day}\n"))
+    story.start(policy("old.example", more=f"expires = {last_day}\n{NO_CONTAINERS}"))
     story.ask("old.example", ONE)
     only_load(story.tell(Tick(last_day)))
     assert story.held() == {(ONE, 443)}
@@ -658,5 +663,6 @@ def test_what_a_removed_name_had_is_forgotten_with_it() -> None:
 
 def test_names_to_resolve_are_bounded() -> None:
     story = Story(Limits(warm_names=2))
-    said = story.start(policy("a.example", "b.example", "c.example", "*.d.example"))
+    names = ("a.example", "b.example", "c.example", "*.d.example")
+    said = story.start(policy(*names, more=NO_CONTAINERS))
     assert said[-1] == ResolveNames((host("a.example"), host("b.example")))

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from ramnet.core.allow import ANY_PORT
 from ramnet.core.config import Limits
 from ramnet.core.explain import Explanation, Target, explain, parse_target
 from ramnet.core.leases import LeaseLimits, LeaseTable
@@ -13,7 +14,8 @@ from ramnet.core.policy import Policy
 from ramnet.errors import NameFault, ReferenceFault
 from tests.unit.core.support import allowed, host, ip, policy
 
-NOT_JUDGED = "; under scope netns port {} is not judged, so it is not refused"
+NOT_JUDGED = "; port {} is not judged strictly here, so it is not refused for that"
+DESTINATION = '[[destination]]\naddress = "git.example:9418"\n'
 
 
 def leases(*learned: tuple[str, str, int]) -> LeaseTable:
@@ -33,9 +35,13 @@ def leases(*learned: tuple[str, str, int]) -> LeaseTable:
 
 
 def asked(
-    text: str, found: Policy | None, held: LeaseTable | None = None, now: float = 0.0
+    text: str,
+    found: Policy | None,
+    held: LeaseTable | None = None,
+    now: float = 0.0,
+    judged: frozenset[int] | None = None,
 ) -> Explanation:
-    return explain(parse_target(text), allowed(found), held, now)
+    return explain(parse_target(text), allowed(found), held, now, judged)
 
 
 # What is asked about
@@ -114,17 +120,29 @@ def test_an_image_of_docker_hub() -> None:
     [
         ("quay.io", "no registry of the policy covers it"),
         ("r.example", "the policy allows it on port 5000, 5001 only"),
-        (
-            "r.example:8443",
-            "the policy allows it on port 5000, 5001 only" + NOT_JUDGED.format(8443),
-        ),
-        ("quay.io:9000", "no registry of the policy covers it" + NOT_JUDGED.format(9000)),
+        ("r.example:8443", "the policy allows it on port 5000, 5001 only"),
+        ("quay.io:9000", "no registry of the policy covers it"),
         ("localhost:5001", "the policy allows it on port 5000 only"),
     ],
 )
 def test_a_host_that_is_refused(text: str, reason: str) -> None:
-    found = asked(text, policy("r.example:5000", "r.example:5001", "localhost:5000"))
-    assert (found.allowed, found.reason) == (False, reason)
+    """Where only some ports are judged, it is said of the others that nobody refuses them."""
+    found = policy("r.example:5000", "r.example:5001", "localhost:5000")
+    everywhere = asked(text, found)
+    assert (everywhere.allowed, everywhere.reason) == (False, reason)
+    judged = allowed(found).ports
+    some = asked(text, found, judged=judged)
+    port = parse_target(text).port
+    passes = "" if port in judged else NOT_JUDGED.format(port)
+    assert (some.allowed, some.reason) == (False, reason + passes)
+
+
+def test_what_is_allowed_is_so_on_a_port_that_is_not_judged_too() -> None:
+    found = policy("r.example", more=DESTINATION)
+    for judged in (None, frozenset({443})):
+        said = asked("git.example:9418", found, judged=judged)
+        assert (said.allowed, said.reason) == (True, "policy: destination.address")
+        assert said.registry == "git.example:9418"
 
 
 def test_nothing_is_allowed_without_a_policy() -> None:
@@ -142,6 +160,16 @@ def test_the_leases_of_a_host_are_those_of_its_port() -> None:
     found = asked("r.example:5001", policy("r.example:5000", "r.example:5001"), held)
     (lease,) = found.leases
     assert (str(lease.ip), lease.port, lease.remaining) == ("198.51.100.1", 5001, 360)
+
+
+def test_a_lease_for_any_port_is_one_of_every_port() -> None:
+    held = leases(("any.example", "198.51.100.1", ANY_PORT), ("any.example", "198.51.100.2", 5000))
+    found = asked("any.example:8443", policy("any.example:*"), held)
+    assert found.allowed
+    assert [(str(lease.ip), lease.port) for lease in found.leases] == [("198.51.100.1", ANY_PORT)]
+    by_address = asked("198.51.100.1:8443", policy("any.example:*"), held)
+    assert (by_address.allowed, by_address.registry) == (True, "any.example:*")
+    assert by_address.reason == "DNS: any.example led to it"
 
 
 # Addresses

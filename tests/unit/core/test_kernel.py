@@ -109,9 +109,11 @@ ROW: dict[Feature, str] = {
     Feature.COMPAT_QUEUE: "compat",
     Feature.SOCKET_CGROUP: "socket",
     Feature.CGROUP_BPF: "bpf",
+    Feature.SOCKET_UID: "nft",
+    Feature.MPTCP_OPTION: "nft",
     Feature.NAT: "nat",
 }
-SINCE = {Feature.OWNER: (5, 12), Feature.IIF_KIND: (5, 6)}
+SINCE = {Feature.OWNER: (5, 12), Feature.IIF_KIND: (5, 6), Feature.EGRESS: (5, 16)}
 SOCKET_CGROUP_SINCE = (5, 13)
 
 SETS = {Feature.SETS, Feature.TIMEOUTS, Feature.INTERVALS, Feature.DYNAMIC}
@@ -170,7 +172,8 @@ def test_each_column(column: str, text: str, unknown: bool) -> None:
     assert told(decision) == {str(feature) for feature in WHY_NOT[column]}
     assert decision.supported == (not WHY_NOT[column])
     if decision.supported and release >= Release(5, 13, 0, ""):
-        assert set(decision.missing) == MISSING_RUNGS[column]
+        late = {f for f, since in SINCE.items() if (release.major, release.minor) < since}
+        assert set(decision.missing) == MISSING_RUNGS[column] | late
     for feature in WHY_NOT[column]:
         need = NEEDS[feature]
         (reason,) = (r for r in decision.reasons if r.startswith(f"{feature}:"))
@@ -255,6 +258,9 @@ def test_which_features_are_required() -> None:
         Feature.COMPAT_QUEUE,
         Feature.SOCKET_CGROUP,
         Feature.CGROUP_BPF,
+        Feature.SOCKET_UID,
+        Feature.MPTCP_OPTION,
+        Feature.EGRESS,
         Feature.NAT,
         Feature.OWNER,
     }

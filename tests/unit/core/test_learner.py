@@ -7,10 +7,12 @@ import struct
 import pytest
 
 from ramnet.core import learner as module
+from ramnet.core.allow import ANY_PORT, NOBODY
 from ramnet.core.config import Limits
 from ramnet.core.events import WriteLeases
 from ramnet.core.learner import SETTLED_SECONDS, Ignored, Learner
 from ramnet.core.packet import TCP_SYN
+from ramnet.core.terms import Book, Held
 from tests.unit.core.support import (
     CLIENT,
     SERVER,
@@ -76,6 +78,30 @@ def test_names_are_judged_by_every_policy_that_counts() -> None:
     assert found.ports_of(host(NAME)) == frozenset()
     assert found.teach(host(NAME), [ip(ONE)], 60, 0.0) is None
     assert found.ignored == {Ignored.NOT_ALLOWED: 1}
+
+
+def test_two_policies_agree_on_a_port_that_one_of_them_gives_with_all_others() -> None:
+    found = Learner(Limits())
+    one, other = allowed(policy(f"{NAME}:*")), allowed(policy(NAME, f"{NAME}:5000"))
+    for permits, ports in (
+        ((one,), {ANY_PORT}),
+        ((one, other), {443, 5000}),
+        ((other, one), {443, 5000}),
+        ((one, one), {ANY_PORT}),
+        ((one, NOBODY), set()),
+    ):
+        found.permit(*permits)
+        assert found.ports_of(host(NAME)) == ports
+
+
+@pytest.mark.parametrize("book", list(Book))
+def test_what_is_taught_is_for_the_learners_own_book(book: Book) -> None:
+    found = Learner(Limits(), book)
+    found.permit(allowed(policy(f"{NAME}:*")))
+    lesson = found.teach(host(NAME), [ip(ONE)], 60, 0.0)
+    assert lesson is not None
+    assert lesson.keys == ((ip(ONE), ANY_PORT),)
+    assert lesson.write == WriteLeases((Held(ip(ONE), ANY_PORT, 360, NAME, book),), (), book)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ramnet.core.compiler import Rung
-from ramnet.core.config import Config, Dns, DnsMode, Scope, ScopeMode, Weak
-from ramnet.core.kernel import Decision, Evidence, Feature
+from ramnet.core.config import Config, Dns, DnsMode, HostMode, Scope, ScopeMode, Weak
+from ramnet.core.kernel import Decision, Evidence, Feature, Release, parse_release
 from ramnet.core.modes import choose
+from ramnet.core.policy import ClassMode
+from ramnet.core.terms import Rung
 from ramnet.errors import UnsupportedKernel
 
 GOOD = Decision(supported=True, reasons=(), missing=())
+# Needs nothing of the kernel.
 STRICT = Scope(mode=ScopeMode.NETNS, weak=Weak.STRICT)
 
 
@@ -46,30 +48,130 @@ def test_a_queue_that_was_not_tried_is_not_there() -> None:
     assert choose(Config(scope=STRICT), GOOD, {}).rung is Rung.OBSERVE
 
 
+# The scope
+
+# What each rung needs, and which is next when it is missing.
+NEEDS = {
+    ScopeMode.CGROUP: (Feature.SOCKET_CGROUP,),
+    ScopeMode.MARK: (Feature.CGROUP_BPF, Feature.MPTCP_OPTION),
+    ScopeMode.UID: (Feature.SOCKET_UID, Feature.MPTCP_OPTION),
+    ScopeMode.NETNS: (),
+}
+WSL = parse_release("5.15.167.4-microsoft-standard-WSL2")
+PLAIN = parse_release("6.12.0")
+
+
+def without(*features: Feature) -> dict[Feature, Evidence]:
+    return works(*(feature for feature in Feature if feature not in features))
+
+
+def test_the_best_scope_is_taken_by_itself() -> None:
+    modes = choose(Config(), GOOD, EVERYTHING)
+    assert modes.scope is ScopeMode.CGROUP
+    assert modes.scope_because == ("engines are told by the cgroup that their sockets were made in")
+
+
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("lacking", "scope", "passed"),
     [
-        (Config(), "no scope can be chosen by itself"),
-        (Config(scope=Scope(weak=Weak.STRICT)), "no scope can be chosen by itself"),
-        *(
-            (
-                Config(scope=Scope(mode=mode, weak=Weak.STRICT)),
-                f"scope '{mode}' is not in this version",
-            )
-            for mode in (ScopeMode.CGROUP, ScopeMode.MARK, ScopeMode.UID)
-        ),
-        (Config(scope=Scope(mode=ScopeMode.NETNS)), "weak = 'catalog' does not allow"),
+        ((Feature.SOCKET_CGROUP,), ScopeMode.MARK, ["not 'cgroup': socket-cgroupv2: tried"]),
         (
-            Config(scope=Scope(mode=ScopeMode.NETNS, weak=Weak.REFUSE)),
-            "weak = 'refuse' does not allow",
+            (Feature.SOCKET_CGROUP, Feature.CGROUP_BPF),
+            ScopeMode.UID,
+            ["not 'cgroup': socket-cgroupv2: tried", "not 'mark': cgroup-bpf: tried"],
         ),
+        # Without the option neither can tell an engine's MPTCP connections.
+        (
+            (Feature.SOCKET_CGROUP, Feature.MPTCP_OPTION),
+            ScopeMode.NETNS,
+            ["not 'mark': mptcp-option: tried", "not 'uid': mptcp-option: tried"],
+        ),
+        ((Feature.CGROUP_BPF, Feature.SOCKET_UID), ScopeMode.CGROUP, []),
     ],
 )
-def test_nobody_is_judged_by_surprise(config: Config, says: str) -> None:
+def test_the_next_scope_is_taken_where_a_better_one_does_not_work(
+    lacking: tuple[Feature, ...], scope: ScopeMode, passed: list[str]
+) -> None:
+    modes = choose(Config(), GOOD, without(*lacking))
+    assert modes.scope is scope
+    for reason in passed:
+        assert reason in modes.scope_because
+    assert ("not 'cgroup'" in modes.scope_because) is bool(passed)
+
+
+@pytest.mark.parametrize("mode", NEEDS)
+def test_a_scope_that_is_asked_for_is_taken_though_a_better_one_works(mode: ScopeMode) -> None:
+    config = Config(scope=Scope(mode=mode))
+    for evidence in (EVERYTHING, works(*NEEDS[mode])):
+        modes = choose(config, GOOD, evidence)
+        assert modes.scope is mode
+        assert modes.scope_because.startswith("configured: ")
+        assert "not '" not in modes.scope_because
+
+
+@pytest.mark.parametrize(
+    ("mode", "lacking"),
+    [(mode, feature) for mode, features in NEEDS.items() for feature in features],
+)
+def test_a_scope_that_is_asked_for_and_does_not_work_is_refused_with_the_reason(
+    mode: ScopeMode, lacking: Feature
+) -> None:
+    config = Config(scope=Scope(mode=mode))
     with pytest.raises(UnsupportedKernel) as caught:
-        choose(config, GOOD, EVERYTHING)
-    assert says in caught.value.message
-    assert "ramnet.toml" in caught.value.hint
+        choose(config, GOOD, without(lacking))
+    assert caught.value.message == (
+        f"scope '{mode}' is configured, but this kernel cannot do it: "
+        f"not '{mode}': {lacking}: tried"
+    )
+    assert 'mode = "auto"' in caught.value.hint
+
+
+def test_a_feature_that_was_not_tried_is_told_as_that() -> None:
+    config = Config(scope=Scope(mode=ScopeMode.CGROUP))
+    with pytest.raises(UnsupportedKernel, match="socket-cgroupv2 was not tried"):
+        choose(config, GOOD, {})
+
+
+@pytest.mark.parametrize("mode", NEEDS)
+@pytest.mark.parametrize("weak", list(Weak))
+def test_everybody_is_judged_as_an_engine_only_where_that_is_allowed(
+    mode: ScopeMode, weak: Weak
+) -> None:
+    config = Config(scope=Scope(mode=mode, weak=weak))
+    if weak is Weak.REFUSE and mode in (ScopeMode.UID, ScopeMode.NETNS):
+        with pytest.raises(UnsupportedKernel, match="cannot tell engines from other") as caught:
+            choose(config, GOOD, EVERYTHING)
+        assert "weak" in caught.value.hint
+    else:
+        assert choose(config, GOOD, EVERYTHING).scope is mode
+
+
+def test_a_ladder_that_ends_at_a_weak_scope_is_refused_where_weak_is() -> None:
+    config = Config(scope=Scope(weak=Weak.REFUSE))
+    assert choose(config, GOOD, without(Feature.SOCKET_CGROUP)).scope is ScopeMode.MARK
+    with pytest.raises(UnsupportedKernel, match="scope 'uid' cannot tell engines"):
+        choose(config, GOOD, without(Feature.SOCKET_CGROUP, Feature.CGROUP_BPF))
+
+
+# The host
+
+
+@pytest.mark.parametrize(
+    ("asked", "release", "mode", "because"),
+    [
+        (HostMode.AUTO, PLAIN, ClassMode.CATALOG, "known registries"),
+        (HostMode.AUTO, None, ClassMode.CATALOG, "known registries"),
+        (HostMode.AUTO, WSL, ClassMode.OFF, "WSL2"),
+        (HostMode.CATALOG, WSL, ClassMode.CATALOG, "configured"),
+        (HostMode.OFF, PLAIN, ClassMode.OFF, "configured"),
+    ],
+)
+def test_how_programs_are_judged_that_are_no_engines(
+    asked: HostMode, release: Release | None, mode: ClassMode, because: str
+) -> None:
+    modes = choose(Config(scope=Scope(host=asked)), GOOD, EVERYTHING, release)
+    assert modes.host is mode
+    assert because in modes.host_because
 
 
 def test_a_kernel_that_cannot_is_told_before_any_setting() -> None:

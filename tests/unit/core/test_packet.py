@@ -14,8 +14,10 @@ from ramnet.core.packet import (
     Flow,
     Segment,
     address_of,
+    asks,
     checksum,
     parse_packet,
+    tcp_ends,
     udp_payload_at,
     with_payload,
 )
@@ -211,3 +213,37 @@ def test_a_computed_checksum_of_zero_is_sent_as_all_ones() -> None:
 )
 def test_the_internet_checksum(data: bytes, total: int) -> None:
     assert checksum(data) == total
+
+
+@pytest.mark.parametrize(
+    ("packet", "asked"),
+    [
+        (ipv4(udp()), False),  # from the port of DNS: an answer
+        (ipv4(tcp(), protocol=6), False),
+        (ipv6(udp()), False),
+        (ipv4(struct.pack("!HHHH", 40_000, 53, 8, 0)), True),
+        (ipv6(struct.pack("!HHHH", 53, 53, 8, 0)), True),
+        (ipv6(struct.pack("!HHIIBBHHH", 40_000, 53, 1, 0, 0x50, 2, 0, 0, 0), protocol=6), True),
+        # A copy may be cut short.
+        (ipv4(struct.pack("!HHHH", 40_000, 53, 1000, 0) + PAYLOAD, total=1020), True),
+        (ipv4(struct.pack("!HHHH", 40_000, 53, 8, 0), protocol=132), False),
+        (ipv4(b""), False),
+        (b"", False),
+    ],
+)
+def test_which_copies_are_of_queries(packet: bytes, asked: bool) -> None:
+    assert asks(packet) is asked
+
+
+@pytest.mark.parametrize("options", [b"", b"\x01" * 8])
+def test_the_ends_of_a_tcp_packet_are_the_same_for_all_of_its_stream(options: bytes) -> None:
+    ports = struct.pack("!HH", 53, 40_000)
+    one = ipv4(tcp(b"one"), protocol=6, options=options)
+    assert tcp_ends(one) == FROM4 + TO4 + ports
+    assert tcp_ends(ipv4(tcp(b"two", flags=1), protocol=6)) == tcp_ends(one)
+    assert tcp_ends(ipv6(tcp(), protocol=6)) == FROM6 + TO6 + ports
+
+
+@pytest.mark.parametrize("packet", [b"", ipv4(udp()), ipv6(udp()), b"\x45", b"\x60"])
+def test_what_is_not_tcp_has_no_ends(packet: bytes) -> None:
+    assert tcp_ends(packet) == b""

@@ -401,11 +401,8 @@ def test_every_fault_can_be_read_from_the_error() -> None:
 
 
 NOT_YET: dict[str, tuple[str, str]] = {
-    "destination": ("destination = [{address = 'a'}]", "destination = []"),
     "support.contact": ("support.contact = 'it'", "support = {}"),
     "enforcement.mode": ("mode = 'audit'", "mode = 'enforce'"),
-    "enforcement.engine": ("engine = 'catalog'", "engine = 'strict'"),
-    "enforcement.containers": ("containers = 'strict'", "containers = 'off'"),
     "enforcement.on_deny": ("on_deny = 'drop'", "on_deny = 'reject'"),
 }
 
@@ -428,10 +425,6 @@ def test_keys_that_have_no_effect_yet(key: str) -> None:
 def test_defaults_that_have_no_effect_yet_are_told_as_defaults() -> None:
     assert not_yet_in_force(read(HEAD)) == (
         NotYet(
-            "enforcement.containers",
-            '"catalog" by default; this version does not act on it: containers are not judged',
-        ),
-        NotYet(
             "enforcement.on_deny",
             '"notice" by default; this version does not act on it: every refusal is a reject',
         ),
@@ -440,12 +433,20 @@ def test_defaults_that_have_no_effect_yet_are_told_as_defaults() -> None:
 
 def test_what_is_in_force_is_not_listed() -> None:
     keys = [found.key for found in not_yet_in_force(read(DESIGNED))]
-    assert keys == [
-        "destination",
-        "support.contact",
-        "enforcement.containers",
-        "enforcement.on_deny",
-    ]
+    assert keys == ["support.contact", "enforcement.on_deny"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "destination = [{address = 'a'}]",
+        *(f"enforcement.engine = '{mode}'" for mode in ClassMode),
+        *(f"enforcement.containers = '{mode}'" for mode in ClassMode),
+    ],
+)
+def test_destinations_and_the_modes_of_classes_are_in_force(text: str) -> None:
+    found = read(f"{HEAD}enforcement.on_deny = 'reject'\n{text}")
+    assert not_yet_in_force(found) == ()
 
 
 def shuffled(value: Any) -> Any:

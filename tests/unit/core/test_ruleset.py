@@ -7,6 +7,7 @@ import pytest
 from ramnet.core.ruleset import (
     Chain,
     Counter,
+    Family,
     Hook,
     Rule,
     Set,
@@ -95,6 +96,16 @@ def test_an_update_leaves_what_was_learned_and_the_counters_alone() -> None:
     )
 
 
+def test_an_update_makes_the_learned_sets_that_were_not_there_and_takes_away_those_that_go() -> (
+    None
+):
+    came, went = Set("heard", "ipv4_addr", learned=True), Set("deny", "ipv4_addr", learned=True)
+    old, new = Table("t", sets=(LEARNED, went)), Table("t", sets=(LEARNED, came))
+    assert render_update(old, new, ()) == (
+        "delete set inet t deny\ntable inet t {\n  set heard {\n    type ipv4_addr;\n  }\n}\n"
+    )
+
+
 def test_an_update_leaves_the_rules_of_a_learned_chain_alone() -> None:
     """They came by netlink: nft's language cannot say them."""
     hold = Chain("hold", (), learned=True)
@@ -104,8 +115,54 @@ def test_an_update_leaves_the_rules_of_a_learned_chain_alone() -> None:
     assert update.startswith("flush chain inet t output\ntable inet t {\n  chain hold {\n  }\n")
 
 
+def test_a_chain_at_a_device() -> None:
+    """A name may hold dots and the like, so it is quoted."""
+    chain = Chain("c", (Rule("drop"),), Hook.EGRESS, -160, device="eth0.50")
+    table = Table("t", chains=(chain,), family=Family.NETDEV)
+    assert render_create(table) == (
+        "table netdev t {\n"
+        "  chain c {\n"
+        '    type filter hook egress device "eth0.50" priority -160; policy accept;\n'
+        "    drop\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def test_transactions_name_the_family() -> None:
+    """Tables of several families may have one name."""
+    old = Table("t", sets=(LEARNED, FIXED), chains=(OUTPUT, JUDGE), family=Family.NETDEV)
+    new = Table("t", sets=(LEARNED,), family=Family.NETDEV)
+    removal = "table netdev t\ndelete table netdev t\n"
+    assert render_remove("t", Family.NETDEV) == removal
+    assert render_replace(old) == removal + render_create(old)
+    assert render_update(old, new, [("seen", "192.0.2.1")]) == (
+        "flush chain netdev t output\n"
+        "flush chain netdev t judge\n"
+        "delete chain netdev t output\n"
+        "delete chain netdev t judge\n"
+        "delete set netdev t ports\n"
+        "add element netdev t seen { 192.0.2.1 }\n"
+        "delete element netdev t seen { 192.0.2.1 }\n"
+        "table netdev t {\n}\n"
+    )
+
+
 @pytest.mark.parametrize("hook", list(Hook))
 def test_every_hook_is_written_as_nft_says_it(hook: Hook) -> None:
     chain = Chain("c", (), hook, 5, "nat")
     text = render_create(Table("t", chains=(chain,)))
     assert f"type nat hook {hook.value} priority 5; policy accept;" in text
+
+
+def test_the_base_chains_of_a_table() -> None:
+    egress = Chain("c", hook=Hook.EGRESS, rules=(), device="eth0")
+    assert Table("t", chains=(JUDGE, OUTPUT, egress)).hooks == {("output", None), ("c", "eth0")}
+
+
+def test_a_forgetful_table_makes_its_learned_sets_anew() -> None:
+    table = Table("t", sets=(LEARNED, FIXED))
+    assert "set seen {" not in render_update(table, table, ())
+    update = render_update(table, table.forgetful, ())
+    assert "delete set inet t seen\n" in update
+    assert "  set seen {\n" in update

@@ -1,0 +1,290 @@
+"""Reads the configuration of the container engines of this machine, and what runs of them.
+
+Every file is read at most to ``MAX_BYTES``, and only if it is a regular one. What is missing says
+nothing; what cannot be read is told.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from ramnet.core.allow import AllowList
+from ramnet.core.config import Config, ScopeMode
+from ramnet.core.engineconf import Context, Finding, findings
+from ramnet.core.enginefacts import (
+    UNITS,
+    Desktop,
+    EngineName,
+    Fact,
+    RootlessSetup,
+    Unit,
+    Unreadable,
+    printable,
+)
+from ramnet.core.enginefiles import (
+    config_file,
+    daemon_json,
+    default_docker,
+    dockerd_flags,
+    environment_file,
+    process_environment,
+    proxies_of,
+    unit_text,
+)
+from ramnet.core.enginemirrors import containerd_config, hosts_toml, registries_conf
+from ramnet.errors import HostError
+from ramnet.host import cgroups, engines, resolvconf
+from ramnet.host.files import read_limited
+
+DAEMON_JSON = "etc/docker/daemon.json"
+DEFAULT_DOCKER = "etc/default/docker"
+CONTAINERD_CONFIG = "etc/containerd/config.toml"
+CERTS_D = "etc/containerd/certs.d"
+REGISTRIES_CONF = "etc/containers/registries.conf"
+# systemd.unit(5): what comes first hides what comes later.
+UNIT_FOLDERS = (
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
+_BOOTED = "run/systemd/system"  # sd_booted(3)
+_ROOTLESS = (".config/docker/daemon.json", ".config/systemd/user/docker.service")
+_DESKTOP_PLACES = ("run/guest-services", "mnt/wsl/docker-desktop*")
+_DESKTOP_WORDS = ("docker-desktop", "guest-services", "com.docker.")
+_SOCKETS = ("run/docker.sock", "var/run/docker.sock")
+
+# A daemon.json of a thousand registries has 50 kB.
+MAX_BYTES = 256 * 1024
+# Files of one folder that are read: drop-ins, registries, homes.
+MAX_FILES = 64
+
+
+def engine_findings(
+    config: Config,
+    allowed: AllowList | None,
+    *,
+    mode: ScopeMode | None = None,
+    root: Path = Path("/"),
+) -> tuple[Finding, ...]:
+    """Say what the settings and processes of this machine's engines mean for enforcement.
+
+    ``allowed`` is the policy, None where it cannot be read; ``mode`` the rung of the scope in use,
+    by default what is configured. Files and processes are those below ``root``. Takes some ten
+    milliseconds, by reading files; raises nothing.
+    """
+    context = Context(
+        config, mode or config.scope.mode, allowed, _resolvers(config, root), _mount_point()
+    )
+    return findings(engine_facts(root), context)
+
+
+def engine_facts(root: Path = Path("/")) -> tuple[Fact, ...]:
+    """Collect what is known of the engines of the machine whose files are below ``root``."""
+    running, others = engines.look(root / "proc")
+    facts: list[Fact] = [one.engine for one in running] + others
+    facts += _read(root, DAEMON_JSON, daemon_json)
+    for one in running:
+        facts += _of_process(root, one)
+    facts += _units(root)
+    facts += _read(root, DEFAULT_DOCKER, default_docker)
+    facts += _containerd(root)
+    facts += _podman(root)
+    facts += _rootless(root)
+    facts += _desktop(root)
+    return tuple(facts)
+
+
+def _resolvers(config: Config, root: Path) -> frozenset[str]:
+    servers = config.dns.servers
+    if not servers:
+        found = resolvconf.read(str(root / "etc/resolv.conf"))
+        path = str(root / resolvconf.UPSTREAMS.lstrip("/"))
+        servers = (*found, *resolvconf.upstreams(found, path))
+    return frozenset(map(str, servers))
+
+
+def _mount_point() -> str:
+    try:
+        return str(cgroups.mount_point())
+    except HostError:
+        return cgroups.NFT_ROOT
+
+
+# --- files
+
+
+def _text(path: Path, source: str) -> bytes | Unreadable | None:
+    """Read a file; None when there is none, or one that stands for none (/dev/null)."""
+    try:
+        mode = path.stat().st_mode  # before it is opened: opening a device may do something
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as err:  # ValueError: a setting names a path that is none
+        return Unreadable(source, f"it cannot be read: {getattr(err, 'strerror', 'no such path')}")
+    if stat.S_ISCHR(mode):
+        return None
+    if not stat.S_ISREG(mode):
+        return Unreadable(source, "it is not a regular file")
+    try:
+        return read_limited(str(path), MAX_BYTES)
+    except HostError as err:
+        return Unreadable(source, err.message.removeprefix(f"{path} "))
+
+
+def _read(root: Path, path: str, parse: Callable[[bytes, str], Iterable[Fact]]) -> Iterator[Fact]:
+    source = f"/{printable(path)}"
+    data = _text(root / path, source)
+    if isinstance(data, bytes):
+        yield from parse(data, source)
+    elif data is not None:
+        yield data
+
+
+def _names(root: Path, folder: str, ending: str = "") -> tuple[list[str], list[Unreadable]]:
+    """List what a folder holds, sorted, with a word about what is left out."""
+    try:
+        entries = os.listdir(root / folder)  # noqa: PTH208 - names are wanted, not paths
+    except (OSError, ValueError):  # missing, mostly; it is no folder of settings in any case
+        return [], []
+    names = sorted(name for name in entries if name.endswith(ending))
+    if len(names) <= MAX_FILES:
+        return names, []
+    why = f"of its {len(names)} files only the first {MAX_FILES} are read"
+    return names[:MAX_FILES], [Unreadable(f"/{folder}", why)]
+
+
+# --- Docker
+
+
+def _of_process(root: Path, one: engines.Running) -> Iterator[Fact]:
+    yield from proxies_of(process_environment(one.environ), str(one.engine))
+    if one.engine.name is EngineName.DOCKERD:
+        yield from dockerd_flags(one.words, str(one.engine))
+        path = config_file(one.words).lstrip("/")
+        if path and path != DAEMON_JSON and one.files:
+            yield from _read(root, path, daemon_json)
+
+
+def _units(root: Path) -> Iterator[Fact]:
+    booted = (root / _BOOTED).is_dir()
+    for name, engine in UNITS.items():
+        fragments: list[tuple[str, bytes]] = []
+        installed = False
+        for path in _fragments(root, name):
+            source = f"/{printable(path)}"
+            data = _text(root / path, source)
+            if isinstance(data, Unreadable):
+                yield data
+            elif data is not None:
+                installed |= path.endswith(f"/{name}")
+                fragments.append((source, data))
+        said = unit_text(fragments)
+        environment = {key: value for key, (value, _) in said.environment.items()}
+        sources = {key: source for key, (_, source) in said.environment.items()}
+        for path in _environment_files(root, said.files):
+            source = f"/{printable(path)}"
+            data = _text(root / path, source)
+            if isinstance(data, Unreadable):
+                yield data
+            elif data is not None:
+                values, faults = environment_file(data, source)
+                environment |= values
+                sources |= dict.fromkeys(values, source)
+                yield from faults
+        for proxy in proxies_of(environment, name):
+            yield replace(proxy, source=sources[proxy.key])
+        if engine is EngineName.DOCKERD:
+            yield from dockerd_flags(said.command, name)
+        yield from said.faults
+        if booted and installed:
+            yield Unit(name, engine, said.slice, name)
+
+
+def _fragments(root: Path, unit: str) -> list[str]:
+    """Return the files of a unit: itself, and its drop-ins, each name from the first folder."""
+    files = [f"{folder}/{unit}" for folder in UNIT_FOLDERS]
+    found = [path for path in files if os.path.lexists(root / path)][:1]
+    drop_ins: dict[str, str] = {}
+    for folder in UNIT_FOLDERS:
+        for name in _names(root, f"{folder}/{unit}.d", ".conf")[0]:
+            drop_ins.setdefault(name, f"{folder}/{unit}.d/{name}")
+    return found + [drop_ins[name] for name in sorted(drop_ins)][:MAX_FILES]
+
+
+def _environment_files(root: Path, patterns: Iterable[str]) -> Iterator[str]:
+    for pattern in patterns:
+        below = pattern.lstrip("/")
+        if not any(char in below for char in "*?["):
+            yield below
+            continue
+        folder, _, last = below.rpartition("/")
+        names, _ = _names(root, folder)
+        yield from (f"{folder}/{name}" for name in names if fnmatchcase(name, last))
+
+
+# --- containerd and Podman
+
+
+def _containerd(root: Path) -> Iterator[Fact]:
+    source = f"/{CONTAINERD_CONFIG}"
+    data = _text(root / CONTAINERD_CONFIG, source)
+    folders: tuple[str, ...] = ()
+    if isinstance(data, Unreadable):
+        yield data
+    elif data is not None:
+        facts, folders = containerd_config(data, source)
+        yield from facts
+    for folder in dict.fromkeys((CERTS_D, *(one.strip("/") for one in folders))):
+        registries, faults = _names(root, folder)
+        yield from faults
+        for registry in registries:
+            parse = partial(hosts_toml, registry)
+            yield from _read(root, f"{folder}/{registry}/hosts.toml", parse)
+
+
+def _podman(root: Path) -> Iterator[Fact]:
+    yield from _read(root, REGISTRIES_CONF, registries_conf)
+    names, faults = _names(root, f"{REGISTRIES_CONF}.d", ".conf")
+    yield from faults
+    for name in names:
+        yield from _read(root, f"{REGISTRIES_CONF}.d/{name}", registries_conf)
+
+
+# --- what is out of reach
+
+
+def _rootless(root: Path) -> Iterator[Fact]:
+    homes, _ = _names(root, "home")
+    for home in homes:
+        for name in _ROOTLESS:
+            path = f"home/{home}/{name}"
+            try:
+                uid = (root / path).lstat().st_uid
+            except OSError:
+                continue
+            yield RootlessSetup(f"/{printable(path)}", uid)
+
+
+def _desktop(root: Path) -> Iterator[Fact]:
+    for pattern in _DESKTOP_PLACES:
+        folder, _, last = pattern.rpartition("/")
+        for path in sorted((root / folder).glob(last))[:1]:
+            yield Desktop(f"/{path.relative_to(root)}")
+    for socket in _SOCKETS:
+        try:
+            target = os.readlink(root / socket)  # noqa: PTH115 - the text of the link is wanted
+        except OSError:
+            continue
+        if any(word in target for word in _DESKTOP_WORDS):
+            yield Desktop(f"/{socket} leads to {target}")
+    release = _text(root / "proc/sys/kernel/osrelease", "")
+    if isinstance(release, bytes) and b"linuxkit" in release:
+        yield Desktop(f"the kernel {release.decode('ascii', 'replace').strip()}")
