@@ -35,7 +35,6 @@ from ramnet.core.events import (
     PolicyRejected,
     ResolveNames,
     ResolversFound,
-    ScopeProbed,
     Started,
     TableLoaded,
     TableLost,
@@ -73,6 +72,7 @@ from ramnet.host.notify import notify
 from ramnet.host.queue import NfQueue
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
+from ramnet.host.scopekeeper import ScopeKeeper
 from ramnet.host.scoping import Scoping
 from ramnet.host.uplinks import survey
 
@@ -83,10 +83,6 @@ OWNERS_EVERY = round(2 / POLL_SECONDS)
 SETTLE_SECONDS = 0.05
 # The engines' own settings and processes are looked at so often: it is for people to read.
 ENGINES_EVERY_SECONDS = 30.0
-# While engines are not told apart, it is tried again so often.
-PROBE_AGAIN_SECONDS = 5.0
-# A group that was made anew under a probe makes it fail: only the second failure in a row is told.
-PROBES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +129,9 @@ class Daemon:
             self._modes.scope, self._config.scope.cgroups, self._config.mark.engine
         )
         self._loading = Loading(rung, self._scoping)
-        self._unproven = asyncio.Event()  # something has changed since the last probe
-        self._unfed = ""  # why the groups could not be fed
+        self._keeper = ScopeKeeper(
+            self._scoping, self._loading.elements, self._dispatch, log, self._table_is_ours
+        )
         self._findings: tuple[Finding, ...] = ()
         self._left_out: tuple[str, ...] = ()
         settings = Settings(
@@ -234,7 +231,7 @@ class Daemon:
             self._events.appendleft(TableRefused(err.message))
         else:
             if command.before is None:
-                self._unproven.set()  # what was loaded proves nothing yet
+                self._keeper.doubt()
             self._events.appendleft(TableLoaded())
 
     def _load_egress(self, command: LoadEgress) -> None:
@@ -313,7 +310,7 @@ class Daemon:
         self._dispatch(Started(tuple(held)))
         if self._engine.applied is None:
             raise HostError(f"the first ruleset was refused: {self._engine.table_problem}")
-        await self._probe_scope()
+        await self._keeper.prove()
 
     def _announce(self) -> None:
         state = self._engine.state
@@ -333,8 +330,7 @@ class Daemon:
                 group.create_task(self._names.run()),
                 group.create_task(self._follow_policy()),
                 group.create_task(self._follow_resolvers(routes)),
-                group.create_task(self._follow_scope()),
-                group.create_task(self._prove_scope()),
+                group.create_task(self._keeper.run()),
                 group.create_task(self._follow_engines()),
                 group.create_task(self._tick()),
                 group.create_task(self._watch_threads()),
@@ -409,67 +405,6 @@ class Daemon:
                 engine_findings, self._config, allowed, mode=mode
             )
             await asyncio.sleep(ENGINES_EVERY_SECONDS)
-
-    async def _follow_scope(self) -> None:
-        """Feed what tells engines apart, when it changes and once a second besides."""
-        changed = asyncio.Event()
-        descriptor = self._scoping.fileno()
-        if descriptor is None:
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_reader(descriptor, self._note_scope, changed)
-        try:
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_SECONDS):
-                        await changed.wait()
-                changed.clear()
-                self._feed_scope()
-        finally:
-            loop.remove_reader(descriptor)
-
-    def _note_scope(self, changed: asyncio.Event) -> None:
-        if self._scoping.changed():
-            changed.set()
-
-    def _feed_scope(self) -> None:
-        before = self._scoping.groups
-        try:
-            fed = self._scoping.feed(self._loading.elements)
-        except HostError as err:
-            if self._table_is_ours():
-                self._unfed = err.message
-                self._dispatch(ScopeProbed(err.message))
-            return
-        if fed or self._unfed:
-            self._unfed = ""
-            self._unproven.set()
-        if fed and self._scoping.groups == before:
-            log(Level.WARNING, "another program changed what tells engines apart; put back")
-        elif fed:
-            log(Level.INFO, "a cgroup of the engines was made anew, and is known")
-
-    async def _prove_scope(self) -> None:
-        """Probe when something has changed, and every few seconds while it fails.
-
-        Feeding must not wait for it: a process in a frozen group takes seconds to give up.
-        """
-        while True:
-            again = PROBE_AGAIN_SECONDS if self._engine.scope_problem else None
-            with suppress(TimeoutError):
-                async with asyncio.timeout(again):
-                    await self._unproven.wait()
-            await self._probe_scope()
-
-    async def _probe_scope(self) -> None:
-        """See whether engines are told apart, by sending a packet as one."""
-        problem = ""
-        for _ in range(PROBES):
-            self._unproven.clear()
-            problem = await asyncio.to_thread(self._scoping.probe)
-            if not problem or (self._table_is_ours() and not self._unproven.is_set()):
-                break
-        self._dispatch(ScopeProbed(self._unfed or problem))
 
     def _table_is_ours(self) -> bool:
         """Look whether our table is what was loaded; have it put back where it is not.

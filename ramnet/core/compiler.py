@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ramnet.core.allow import AllowList
+from ramnet.core.allow import Addr, AllowList
 from ramnet.core.config import ScopeMode
 from ramnet.core.dnsrules import (
     answer_chains,
@@ -63,13 +63,14 @@ def compile_table(
     settings: Settings,
     classes: Classes,
     bridges: Iterable[int] = (),
+    local: Iterable[Addr] = (),
 ) -> Table:
     """Compile the table: how each class is judged, and whose sockets are an engine's.
 
     New connections are judged, once. ``held`` goes into the host sets, so that replacing the table
-    forgets nothing; ``bridges`` are the interface indices of bridges. The rules on DNS also keep
-    conntrack in use, without which a SYN in 8-byte fragments would pass: its flags are not in the
-    first one.
+    forgets nothing; ``bridges`` are the interface indices of bridges, ``local`` the addresses of
+    this machine. The rules on DNS also keep conntrack in use, without which a SYN in 8-byte
+    fragments would pass: its flags are not in the first one.
     """
     learned = list(held)
     servers = list(resolvers)
@@ -93,7 +94,9 @@ def compile_table(
     ]
     if classes.host is not ClassMode.OFF and scope.mode is not ScopeMode.NETNS:
         chains.append(_host(servers, settings, classes))
-    chains.append(_output(servers, scope, classes))
+    chains.append(_output(servers, settings, classes))
+    if _judges_without_socket(settings):
+        sets += _local_sets(local)
     if classes.containers is not ClassMode.OFF:
         if classes.containers is ClassMode.STRICT:
             sets.append(_bridge_pairs(bridges))
@@ -112,16 +115,24 @@ _REFUSE = (
 # Who is judged
 
 
-def _output(servers: list[Resolver], scope: Scope, classes: Classes) -> Chain:
+def _judges_without_socket(settings: Settings) -> bool:
+    """Tell whether there are rules for what no socket sends: with cgroups all else has one."""
+    return settings.scope.mode is ScopeMode.CGROUP
+
+
+def _output(servers: list[Resolver], settings: Settings, classes: Classes) -> Chain:
     """What leaves from this machine's own sockets, by whose it is."""
+    scope = settings.scope
     rules = [
         *imposter_rules(servers),
         Rule(f"{NOT_SYN} tcp dport != 53 accept", "each connection is judged when it begins"),
         *(Rule(f"{match} goto engine".lstrip()) for match in _engine_matches(scope)),
     ]
     others = "accept" if classes.host is ClassMode.OFF else "goto host"
-    if scope.mode is ScopeMode.CGROUP:
+    if _judges_without_socket(settings):
         rules.append(Rule(f"socket transparent 0-1 {others}", "whatever has a socket"))
+        # Of ipvlan children in mode l3 and l3s; the uplink judges it.
+        rules += [Rule(f"{ip} saddr != @local{v} accept") for v, ip in FAMILIES]
         rules.append(Rule(f"{SYN} goto engine", "put together from fragments: of nobody"))
     elif scope.mode is not ScopeMode.NETNS and classes.host is not ClassMode.OFF:
         rules.append(Rule(others))
@@ -298,6 +309,13 @@ def _group_sets(scope: Scope) -> Iterator[Set]:
         for level in scope.levels:
             places = tuple(f'"{item.place}"' for item in scope.groups if item.level == level)
             yield Set(engines_set(level), "cgroupsv2", elements=places, learned=True)
+
+
+def _local_sets(local: Iterable[Addr]) -> Iterator[Set]:
+    addresses = sorted(local, key=int)
+    for version, _ in FAMILIES:
+        elements = tuple(str(item) for item in addresses if item.version == version)
+        yield Set(f"local{version}", f"ipv{version}_addr", elements=elements)
 
 
 def _bridge_pairs(bridges: Iterable[int]) -> Set:

@@ -61,9 +61,10 @@ class Edge:
         self._loaded, self._loading, self.problem, self._retry_at = self._loading, None, "", None
 
     def lost(self, problem: str, now: float) -> list[Command]:
-        """Note that it is not there; try again later."""
+        """Note that it is not there; try again later, or at once where it was there before."""
         before, self.problem = self.problem, problem
-        self._retry_at = now + RETRY_SECONDS
+        refused, self._loading = self._loading is not None, None
+        self._retry_at = now + RETRY_SECONDS if refused else now
         if before == problem:
             return []
         why = f"containers on macvlan and ipvlan networks are not judged: {problem}"

@@ -7,7 +7,7 @@ output sees as packets without a socket). They meet the egress hook of the paren
 with a hardware address of the machine. Forwarded packets that were not NATed are judged as well,
 for the second time.
 
-No conntrack, no defragmentation and no ``reject`` there (EOPNOTSUPP up to kernel 6.18, measured):
+No conntrack, no defragmentation and no ``reject`` there (EOPNOTSUPP on kernel 6.18, measured):
 
 - What is refused is dropped; the client sees a timeout.
 - Flags count only in a packet that is no fragment: a first fragment is judged as a SYN. Then later

@@ -20,7 +20,7 @@ from ramnet.core.allow import (
 from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
 from ramnet.core.compiler import compile_table
-from ramnet.core.config import Limits
+from ramnet.core.config import Limits, ScopeMode
 from ramnet.core.dnsrules import blocks_answers, blocks_hosts_answers
 from ramnet.core.edge import Edge
 from ramnet.core.events import (
@@ -100,8 +100,8 @@ class Engine:
         self._table: Table | None = None
         self._retry_at: float | None = None
         self._resolved: dict[HostName, dict[int, _Known]] = {}
-        self.learner = Learner(limits)
         self.heard = Learner(limits, Book.HEARD)
+        self.learner = Learner(limits)
         self.denied = Learner(limits, Book.DENY)
         self._learners = (self.learner, self.heard, self.denied)
         self.blocker = Blocker(catalog)
@@ -235,7 +235,10 @@ class Engine:
             before, bridges=event.bridges, uplinks=event.uplinks, local=event.local
         )
         strict = before.classes.containers is ClassMode.STRICT
-        if strict and event.bridges != before.bridges:
+        by_group = self._settings.scope.mode is ScopeMode.CGROUP
+        if (strict and event.bridges != before.bridges) or (
+            by_group and event.local.addresses != before.local.addresses
+        ):
             return self._reload(now)
         if self._applied is None:
             return []
@@ -282,7 +285,13 @@ class Engine:
 
     def _compile(self, plan: Plan, held: Iterable[Held]) -> Table:
         return compile_table(
-            plan.allowed, plan.resolvers, held, self._settings, plan.classes, plan.bridges
+            plan.allowed,
+            plan.resolvers,
+            held,
+            self._settings,
+            plan.classes,
+            plan.bridges,
+            plan.local.addresses,
         )
 
     def _update(self, now: float) -> list[Command]:
@@ -338,6 +347,9 @@ class Engine:
             self._retry_at = now + RETRY_SECONDS
         self._applied = plan
         self._block(plan)
+        # A resolver on loopback is out of reach of containers: the engine asks for them.
+        strict = plan.classes.containers is ClassMode.STRICT
+        self.learner.also = self.heard if strict else None
         commands: list[Command] = []
         for learner in self._learners:
             permit = plan.permit(learner.book)

@@ -60,6 +60,8 @@ class Learner:
 
     def __init__(self, limits: Limits, book: Book = Book.ALLOW) -> None:
         self.book = book
+        # Who learns from what this one hears as well, as far as its book is for it.
+        self.also: Learner | None = None
         self.leases = LeaseTable(
             LeaseLimits(
                 ttl_min=limits.lease_min_seconds,
@@ -153,29 +155,31 @@ class Learner:
         else:
             self.ignored[Ignored.MALFORMED] += 1
             return []
-        lessons = (self.message(parsed.flow, message, now) for message in messages)
-        return [lesson for lesson in lessons if lesson is not None]
+        return [one for message in messages for one in self.message(parsed.flow, message, now)]
 
-    def message(self, flow: Flow, payload: bytes, now: float) -> Lesson | None:
-        """Take in one answer that came by ``flow``; None when it taught nothing."""
+    def message(self, flow: Flow, payload: bytes, now: float) -> list[Lesson]:
+        """Take in one answer that came by ``flow``; return what it taught, if anything."""
         self.answers += 1
         try:
             head = parse_answer_head(payload)
             name = head.question.name
             if name is None or not self.ports_of(name):
                 self._ignore(Ignored.NOT_ALLOWED)
-                return None
+                return []
             answer = parse_answer(payload)
         except WireError:
             self._ignore(Ignored.MALFORMED)
-            return None
+            return []
         if not answer.addresses:
             self._ignore(Ignored.NO_ADDRESS)
-            return None
+            return []
         if not self._asked(flow, answer, payload, now):
             self._ignore(Ignored.NO_QUERY)
-            return None
-        return self.teach(name, answer.addresses, answer.ttl, now)
+            return []
+        taught = [self.teach(name, answer.addresses, answer.ttl, now)]
+        if self.also is not None and self.also.ports_of(name):
+            taught.append(self.also.teach(name, answer.addresses, answer.ttl, now))
+        return [lesson for lesson in taught if lesson is not None]
 
     def _asked(self, flow: Flow, answer: Answer, payload: bytes, now: float) -> bool:
         end = _DNS_HEADER + len(answer.question.wire) + 4

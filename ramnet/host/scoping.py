@@ -18,6 +18,7 @@ from ramnet.host.bpf import mark_sockets, unmark_sockets
 from ramnet.host.cgroups import Groups, mount_point
 from ramnet.host.elements import Elements
 from ramnet.host.live import live_probe
+from ramnet.host.oldsockets import mark_existing
 
 
 class Scoping:
@@ -65,8 +66,10 @@ class Scoping:
                 remove_marks(self._paths)
 
     def _mark_all(self) -> bool:
-        fresh = [mark_sockets(self._place(group), self._mark) for group in self.groups]
-        return any(fresh)
+        fresh = [group for group in self.groups if mark_sockets(self._place(group), self._mark)]
+        for group in fresh:
+            mark_existing(self._place(group), self._mark)
+        return bool(fresh)
 
     def feed(self, elements: Elements) -> bool:
         """Make the kernel know the groups as they are now; tell whether it did not.

@@ -16,8 +16,7 @@ from pyroute2.netlink import NLM_F_DUMP_INTR
 from ramnet.core.allow import Addr
 from ramnet.core.egress import Local, Uplink
 
-_ARPHRD_ETHER = 1  # linux/if_arp.h: macvlan and ipvlan take no other parent
-_IFF_LOOPBACK = 0x8  # linux/if.h
+_ARPHRD_ETHER = 1  # linux/if_arp.h: macvlan and ipvlan take no other parent; lo is none
 
 # Kinds of devices that Docker and others put containers on. A physical one has no kind.
 _PARENTS = frozenset({"", "bond", "team", "vlan"})
@@ -131,7 +130,6 @@ def _speakable(name: str) -> bool:
 
 def _link(message: Any) -> Link:
     info = dict(_attributes(message.get_attr("IFLA_LINKINFO")))
-    loopback = message["flags"] & _IFF_LOOPBACK
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
@@ -139,7 +137,7 @@ def _link(message: Any) -> Link:
         mac=message.get_attr("IFLA_ADDRESS") or "",
         master=message.get_attr("IFLA_MASTER"),
         master_kind=info.get("IFLA_INFO_SLAVE_KIND", ""),
-        ethernet=message["ifi_type"] == _ARPHRD_ETHER and not loopback,
+        ethernet=message["ifi_type"] == _ARPHRD_ETHER,
     )
 
 

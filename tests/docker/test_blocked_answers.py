@@ -76,8 +76,12 @@ try:
 except socket.gaierror as err:
     print(json.dumps(["unknown", err.errno == socket.EAI_NONAME]))
 else:
-    with socket.create_connection(found[0][4][:2], 5):
-        print(json.dumps(["connected", found[0][4][0]]))
+    try:
+        socket.create_connection(found[0][4][:2], 5).close()
+        said = "connected"
+    except ConnectionRefusedError:
+        said = "refused"
+    print(json.dumps([said, found[0][4][0]]))
 """
 
 _ASK = """
@@ -92,12 +96,15 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 
 
 def exists(lab: Lab, where: str, name: str) -> bool:
-    """Tell whether a name leads anywhere, by busybox and by the C library alike."""
+    """Tell whether a name leads anywhere, by busybox and by the C library alike.
+
+    Where it leads to may be refused by address, also when answers are not changed any more.
+    """
     said = nslookup(lab, where, name)
     found = python(lab, where, _CONNECT, name)
-    assert found[0] == "connected" or found == ["unknown", True]
+    assert found[0] in ("connected", "refused") or found == ["unknown", True]
     assert ("NXDOMAIN" in said) == (found[0] == "unknown"), (said, found)
-    return bool(found[0] == "connected")
+    return bool(found[0] != "unknown")
 
 
 def ask(lab: Lab, where: str, name: str) -> DNSRecord:

@@ -16,12 +16,13 @@ import pytest
 from ramnet.lab.dns import Record, records
 from ramnet.lab.lab import Lab
 from ramnet.lab.process import wait_until
-from ramnet.lab.topology import UNTRUSTED_DNS_V4, UPLINK, WORLD_V4, WORLD_V6
+from ramnet.lab.topology import DNS_V4, DNS_V6, UNTRUSTED_DNS_V4, UPLINK, WORLD_V4, WORLD_V6
 from ramnet.lab.world import EVIL, QUAY
 from tests.coverage_table import Cover, Outcome, Section
 from tests.docker.containers import container, inside, network
 from tests.docker.nested import Nested, nested_engine
 from tests.docker.support import Said, docker, has_buildkit, pull
+from tests.netns.localdns import local_resolver
 from tests.netns.places import Place, engine, outcomes, reach
 from tests.netns.scoped import PRECISE, UNLISTED, WEAK, Enforced, enforcing, wait_denied
 from tests.netns.support import Target, policy, status
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.docker
 
 SEEN_SECONDS = 10.0  # the daemon's own look-ups take milliseconds
 
+STUB, STUB_USER = "127.0.0.53", 971
 CORP = "registry.corp.example:5000"
 MIRROR = (QUAY[0], QUAY[2])  # where quay.io is, by a name of its own
 WILD = {f"r{n}.wild.example": (f"198.51.100.{n}", f"2001:db8::{n}") for n in range(170, 180)}
@@ -225,6 +227,10 @@ def test_strict_lets_containers_reach_what_is_allowed_and_nothing_else(
             assert set().union(*free.values()) == {"refused"}
             assert "reached" not in outcomes(place, UDP, protocol="udp")
         assert made.capture.to((*EVIL, *SHARED, *OTHERS["deb.example"])) == ()
+        # A resolver that is not the machine's could be told anything: it is not asked.
+        with container(lab, "--dns", UNTRUSTED_DNS_V4) as name:
+            said = outcomes(inside(lab, name), [("registry.corp.example", 5000)])
+            assert said == {"Temporary failure in name resolution"}
         # It is no news to the engine, until that has asked for itself.
         addresses = [(one, 443) for one in WILD[learned]]
         assert outcomes(engine(lab), addresses) == {"refused"}
@@ -237,6 +243,25 @@ def test_strict_lets_containers_reach_what_is_allowed_and_nothing_else(
     for path in (BRIDGE, OWN, JOINED):
         row = f"docker run, {path}, containers = strict"
         cover(Section.CONTAINERS, row, rung, Outcome.ENFORCED)
+
+
+@pytest.mark.parametrize("rung", PRECISE)
+def test_strict_where_the_engine_asks_for_containers(lab: Lab, control: Control, rung: str) -> None:
+    """With a resolver on loopback it asks from the machine itself: who learns is everybody."""
+    assert control.syns
+    wild = list(WILD)[2]
+    log = lab.directory / f"stub-{rung}.log"
+    lab.client.set_resolvers(STUB)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(local_resolver(lab.client, log, STUB, DNS_V4, user=STUB_USER))
+            net = stack.enter_context(network(lab))
+            place = inside(lab, stack.enter_context(container(lab, "--network", net)))
+            stack.enter_context(enforcing(lab, rung, STRICT))
+            assert outcomes(place, [(wild, 443)], family=4) == {"reached"}
+            assert outcomes(place, [("evil.example", 443)], family=4) == {"refused"}
+    finally:
+        lab.client.set_resolvers(DNS_V4, DNS_V6)
 
 
 @pytest.mark.parametrize("rung", PRECISE)

@@ -42,7 +42,6 @@ pytestmark = pytest.mark.docker
 
 RUNGS = ("cgroup", "mark")
 ENFORCED, SECTION = Outcome.ENFORCED, Section.ENGINE
-OLD_SOCKETS = "0008-rungs-and-what-they-cannot-tell-apart.md"
 
 RATE = 300.0
 PHASE = 100  # attempts in each phase, some 10 to each target that is refused
@@ -201,12 +200,8 @@ def test_an_engine_that_was_there_before(
     assert status(daemon)["scope"]["mode"] == rung
     cover(SECTION, "restart: the engine was started before ramnet", rung, ENFORCED)
     row = "restart: a socket that the engine made before ramnet's first start, used afterwards"
-    if rung == "mark":
-        assert came.keys() == set(EARLY)  # a socket gets its mark when it is made
-        cover(SECTION, row, rung, Outcome.NOT_COVERED, decision=OLD_SOCKETS)
-    else:
-        assert came == {}
-        cover(SECTION, row, rung, ENFORCED)
+    assert came == {}
+    cover(SECTION, row, rung, ENFORCED)
 
 
 def restart_everything(daemon: Daemon, inside: Generator) -> None:

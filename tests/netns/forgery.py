@@ -56,20 +56,25 @@ class Where:
 
 NO_IMPOSTERS_RULE = """
 import ramnet.core.compiler as compiler
-compiler._imposters = lambda servers: ()
+compiler.imposter_rules = lambda servers: ()
 """
 
 TEACHES_WHAT_IS_FORWARDED = """
 import time
 import ramnet.host.hold as hold
-def teach(self, queued, passed):
-    self._learner._asked = lambda *_: True
+take = hold.Holder._take
+def teach(self, line, queued, passed):
+    if line.blocker is None:
+        take(self, line, queued, passed)
+        return
+    learner = self._engine.learner
+    learner._asked = lambda *_: True
     with self._lock:
-        for lesson in self._learner.packet(queued.packet, time.monotonic()):
+        for lesson in learner.packet(queued.packet, time.monotonic()):
             if lesson.write is not None:
                 self.write(lesson.write)
     passed.append(queued.ident)
-hold.Holder._forward = teach
+hold.Holder._take = teach
 """
 
 EVERYBODY_MAY_SERVE = """

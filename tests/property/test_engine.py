@@ -250,7 +250,8 @@ def perform(  # noqa: C901, PLR0912 - one case an operation
         case ("resolvers", int(count)):
             world.tell(ResolversFound(tuple(Resolver(SERVER, n, n) for n in range(count))))
         case ("ask", str(name), str(address)):
-            world.heard(name, address, Book.ALLOW)
+            # Under `strict` containers may have asked by way of the engine.
+            world.heard(name, address, Book.ALLOW, Book.HEARD)
             world.tell(query(name), answer(name, address))
         case ("lie", str(name), str(address)):
             world.tell(answer(name, address, ident=9))

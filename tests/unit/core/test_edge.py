@@ -177,3 +177,9 @@ def test_it_follows_what_is_in_force_and_not_what_is_wanted() -> None:
     story.refuses = ""
     (edge,) = edges(story.tell(Tick(TODAY), 20.0))
     assert set(edge.books) == set(BOOKS["strict"])
+
+
+def test_before_the_start_there_is_nothing_to_follow() -> None:
+    story = Story(settings=replace(settings(CGROUP), egress=True))
+    story.tell(EgressLost("it was never there"), 0.0)
+    assert story.tell(Tick(TODAY), RETRY_SECONDS) == []

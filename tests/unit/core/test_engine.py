@@ -230,6 +230,27 @@ def test_a_port_that_a_policy_edit_adds_to_a_resolved_name_is_open_at_once() -> 
     assert (ONE, 5001) in writes(said)
 
 
+def test_what_was_resolved_longer_ago_than_any_lease_opens_no_new_port() -> None:
+    story = Story(Limits(lease_max_seconds=3600))
+    story.start(CORP)
+    story.tell(Resolved(host(NAME), addresses(ONE), 3600))
+    said = story.tell(read(policy(f"{NAME}:5000", f"{NAME}:5001")), 3600.1)
+    assert writes(said) == []
+
+
+def test_an_element_goes_whose_name_ran_out_while_the_table_was_loaded() -> None:
+    """It stayed for the name that is still allowed; what is left of it is one that is not."""
+    story = Story()
+    story.start(policy("a.example", "b.example"))
+    story.ask("a.example", ONE, now=0.0)
+    story.ask("b.example", ONE, now=300.0)
+    (load,) = loads(story.engine.handle(read(policy("a.example")), 350.0))
+    assert load.drop == ()
+    said = story.engine.handle(TableLoaded(), 400.0)
+    assert WriteLeases((), ((ip(ONE), 443),)) in said
+    assert story.held(400.0) == set()
+
+
 def test_the_same_policy_again_is_no_change() -> None:
     story = Story()
     story.start(CORP)
@@ -401,6 +422,14 @@ def test_other_resolvers_change_the_rules_and_nothing_else() -> None:
     assert story.engine.applied is not None
     assert story.engine.applied.resolvers == moved
     assert story.tell(ResolversFound(moved)) == []
+
+
+def test_resolvers_at_addresses_of_this_machine_are_known() -> None:
+    stub = Resolver(IPv4Address("127.0.0.53"), 1, 1, frozenset({101}))
+    redirected = Resolver(IPv4Address("192.0.2.9"), 4, 7)
+    story = Story()
+    story.tell(ResolversFound((stub, *RESOLVERS, redirected)))
+    assert story.engine.local_resolvers == (stub, redirected)
 
 
 # Expiry

@@ -207,7 +207,7 @@ def test_before_the_first_table_everything_is_weak() -> None:
 
 
 def test_which_ports_are_judged() -> None:
-    for scope, judged in ((CGROUP, None), (STRICT, {80, 443, 5000, 8443})):
+    for scope, judged in ((CGROUP, None), (STRICT, {80, 443, 5000, 8443}), (NETNS, set())):
         story = started(policy("r.example:8443", more=TO_LOGS), scope)
         assert story.engine.applied is not None
         assert story.engine.applied.judged == judged
@@ -368,9 +368,17 @@ def test_the_queries_of_one_are_not_answered_by_what_the_other_hears() -> None:
         assert story.held() == story.held(book=Book.HEARD) == set()
 
 
-def test_what_engines_hear_is_for_engines_only() -> None:
-    """A container's own answer, or the daemon's look-up, opens the address to containers."""
-    story = started(asks("*.w.example", containers="strict"))
+def test_what_engines_hear_is_for_strict_containers_too() -> None:
+    """Docker's server asks for them, from the engine, where the resolver is on loopback."""
+    story = started(asks("*.w.example", containers="strict", more=TO_LOGS))
+    story.ask("a.w.example", ONE)
+    assert story.held() == story.held(book=Book.HEARD) == {(ONE, 443)}
+    story.ask(LOGS, TWO)
+    assert story.held(book=Book.HEARD) == {(ONE, 443)}, "a destination is the engine's only"
+
+
+def test_what_engines_hear_is_for_engines_only_where_containers_are_not_strict() -> None:
+    story = started(asks("*.w.example"))
     assert writes(story.ask("a.w.example", ONE)) == [(ONE, 443)]
     assert story.held(book=Book.HEARD) == set()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ramnet.host.control import ask
-from tests.vm.guest import world
+from tests.vm.guest import egress, world
 from tests.vm.guest.client import query
 
 NAMES = 10_000
@@ -251,6 +251,7 @@ CASES: dict[str, Callable[[dict[str, Any]], None]] = {
     "native": native,
     "compat": lower,
     "observe": lower,
+    "egress": egress.run,
 }
 
 
