@@ -66,7 +66,7 @@ from ramnet.host.engineconf import engine_findings
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.hold import Holder
 from ramnet.host.kernel import Kernel, look_at_kernel
-from ramnet.host.loading import Loading, remove_all
+from ramnet.host.loading import Loading, Removed, remove_all
 from ramnet.host.nflog import NflogReader
 from ramnet.host.notify import notify
 from ramnet.host.queue import NfQueue
@@ -94,11 +94,10 @@ class Options:
     runtime_dir: str
 
 
-def remove_all_without_daemon(config: str) -> bool:
+def remove_all_without_daemon(config: str) -> Removed:
     """Remove our table and marks where no daemon runs; ``HostError`` where one does after all.
 
-    ``config`` is the path of the configuration, which names the engines' cgroups. Returns whether
-    there was anything to remove.
+    ``config`` is the path of the configuration, which names the engines' cgroups.
     """
     cgroups = read_config(config).scope.cgroups
     lock = NflogReader(NFLOG_GROUP)
@@ -134,6 +133,7 @@ class Daemon:
         )
         self._findings: tuple[Finding, ...] = ()
         self._left_out: tuple[str, ...] = ()
+        self._plugged: tuple[str, ...] = ()
         settings = Settings(
             self._config.mark.ct_dns,
             limits.leases_total,
@@ -390,7 +390,9 @@ class Daemon:
         self._dispatch(ResolversFound(found))
         devices = await survey()
         self._left_out = devices.left_out
-        self._dispatch(LinksFound(devices.bridges, devices.uplinks, devices.local))
+        self._plugged = tuple(link.name for link in devices.uplinked)
+        uplinked = tuple(link.index for link in devices.uplinked)
+        self._dispatch(LinksFound(devices.bridges, devices.uplinks, devices.local, uplinked))
         # Where the machine redirects queries they leave by another way than the answers come.
         direct = {item.address: item.interface for item in found if item.direct}
         self._names.set_servers(servers, direct)
@@ -464,6 +466,7 @@ class Daemon:
             groups=self._scoping.groups,
             findings=self._findings,
             left_out=self._left_out,
+            plugged=self._plugged,
             hold=self._holder.report() if self._holder is not None else None,
         )
         return status_report(self._engine, facts)
@@ -479,10 +482,10 @@ class Daemon:
         return explain_report(found, source="daemon")
 
     def _off(self) -> dict[str, Any]:
-        remove_all(self._config.scope.cgroups)
+        self._stop.set()  # from here on nothing may bring the table back
+        removed = remove_all(self._config.scope.cgroups)
         log(Level.WARNING, "off: the rules were removed by root; nothing is enforced any more")
-        self._stop.set()
-        return {"removed": True}
+        return {"removed": True, "problem": removed.problem or None}
 
 
 def _first(group: BaseExceptionGroup[RamnetError]) -> RamnetError:

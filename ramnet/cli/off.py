@@ -18,13 +18,20 @@ def off(config_path: str, runtime_dir: str) -> int:
     """
     require_root("ramnet off")
     try:
-        ask(runtime_dir, "off")
+        removed = ask(runtime_dir, "off")
     except (FileNotFoundError, ConnectionRefusedError):
         from ramnet.daemon import remove_all_without_daemon  # noqa: PLC0415 - needs libnftables
 
-        found = remove_all_without_daemon(config_path)
-        state = "the rules were removed" if found else "there were no rules to remove"
-        click.echo(f"ramnet: {state}; no daemon was running")
+        left = remove_all_without_daemon(config_path)
+        state = "the rules were removed" if left.found else "there were no rules to remove"
+        _tell(f"{state}; no daemon was running", left.problem)
         return OK
-    click.echo("ramnet: the rules were removed and the daemon stops; nothing is enforced")
+    said = "the rules were removed and the daemon stops; nothing is enforced"
+    _tell(said, removed["problem"] or "")
     return OK
+
+
+def _tell(said: str, problem: str) -> None:
+    click.echo(f"ramnet: {said}")
+    if problem:
+        click.echo(f"ramnet: {problem}", err=True)

@@ -89,31 +89,32 @@ class DenyList:
     """The hosts whose addresses are refused under ``catalog``, each with its ports.
 
     The API hosts of catalogued registries that serve nothing else, by name and by address, and
-    that the policy does not name.
+    that the policy does not name. ``owners`` has the key of each host's registry.
     """
 
     hosts: Mapping[HostName, frozenset[int]]
+    owners: Mapping[HostName, str]
 
     def ports_of(self, name: HostName) -> frozenset[int]:
         """Return the ports on which the addresses of a name are refused."""
         return self.hosts.get(name, frozenset())
 
 
-NOBODY = DenyList({})
+NOBODY = DenyList({}, {})
 
 
 def deny_list(allowed: AllowList, catalog: Catalog) -> DenyList:
     """Find what the catalogue knows and a policy does not allow, as far as it is one exact name."""
     registries = Registries(allowed)
-    hosts = {}
+    hosts, owners = {}, {}
     for entry in catalog:
         for host in entry.with_role(Role.API):
             name = host.pattern.name
             exact = not host.pattern.wildcard
             own = host.registry_only and not host.shared
             if exact and own and not registries.ports_of(name):
-                hosts[name] = host.ports
-    return DenyList(hosts)
+                hosts[name], owners[name] = host.ports, entry.key
+    return DenyList(hosts, owners)
 
 
 def allow_list(policy: Policy | None, catalog: Catalog, today: date) -> AllowList:

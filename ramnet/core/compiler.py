@@ -28,12 +28,14 @@ from ramnet.core.terms import (
     FAMILIES,
     HELD,
     IMPOSTERS,
+    NOWHERE,
     PACED,
     PRIORITY,
     REFUSED,
     TABLE,
     Book,
     Held,
+    Machine,
     Resolver,
     Rung,
     Settings,
@@ -62,14 +64,12 @@ def compile_table(
     held: Iterable[Held],
     settings: Settings,
     classes: Classes,
-    bridges: Iterable[int] = (),
-    local: Iterable[Addr] = (),
+    machine: Machine = NOWHERE,
 ) -> Table:
     """Compile the table: how each class is judged, and whose sockets are an engine's.
 
     New connections are judged, once. ``held`` goes into the host sets, so that replacing the table
-    forgets nothing; ``bridges`` are the interface indices of bridges, ``local`` the addresses of
-    this machine. The rules on DNS also keep conntrack in use, without which a SYN in 8-byte
+    forgets nothing. The rules on DNS also keep conntrack in use, without which a SYN in 8-byte
     fragments would pass: its flags are not in the first one.
     """
     learned = list(held)
@@ -96,10 +96,10 @@ def compile_table(
         chains.append(_host(servers, settings, classes))
     chains.append(_output(servers, settings, classes))
     if _judges_without_socket(settings):
-        sets += _local_sets(local)
+        sets += _local_sets(machine.addresses)
     if classes.containers is not ClassMode.OFF:
         if classes.containers is ClassMode.STRICT:
-            sets.append(_bridge_pairs(bridges))
+            sets += _bridge_sets(machine)
             chains.append(_contained(registries, settings))
         chains += [_forwarded(settings, classes.containers), published_chain()]
     counters = tuple(map(Counter, (REFUSED, HELD, IMPOSTERS, PACED, PROBED)))
@@ -171,7 +171,6 @@ def _engine(allowed: AllowList, static: _Static, settings: Settings, classes: Cl
             # A routing header (any user may set one) names another destination than the header.
             Rule("ip6 nexthdr != { tcp, udp, icmpv6 } goto refuse"),
             Rule("meta l4proto tcp goto judge"),
-            Rule("meta l4proto udp ct direction reply accept", "an answer to who asked"),
             *_udp_rules(allowed, static),
             Rule("meta l4proto != { icmp, icmpv6 } goto refuse"),
         ]
@@ -181,10 +180,15 @@ def _engine(allowed: AllowList, static: _Static, settings: Settings, classes: Cl
 
 
 def _udp_rules(allowed: AllowList, static: _Static) -> Iterator[Rule]:
-    """Open UDP to destinations, on their ports; where registries are there is none (QUIC)."""
+    """Open UDP to destinations, on their ports; where registries are there is none (QUIC).
+
+    An engine that listens on such a port (swarm) answers whoever asks. On no other: anybody could
+    send first, to any port, and what the engine sends back from there would be an answer.
+    """
     if not allowed.udp_ports:
         return
     ports = f"{{ {', '.join(map(str, sorted(allowed.udp_ports)))} }}"
+    yield Rule(f"udp sport {ports} ct direction reply accept", "an answer to who asked")
     for v, ip in FAMILIES:
         yield Rule(f"udp dport {ports} {ip} daddr . udp dport @{Book.ALLOW}{v} accept")
     for one in static:
@@ -214,7 +218,7 @@ def _forwarded(settings: Settings, mode: ClassMode) -> Chain:
     """What containers send and hear, on whatever network of this machine."""
     rules = [*forwarded_dns(settings, mode)]
     if mode is ClassMode.STRICT:
-        rules.append(Rule('meta iifkind "bridge" goto contained'))
+        rules.append(Rule('meta iifkind "bridge" iif != @uplinked goto contained'))
     else:
         rules += [Rule(f"{SYN} goto catalog"), Rule("meta l4proto udp goto catalog")]
     return Chain("forwarded", tuple(rules), Hook.FORWARD, PRIORITY)
@@ -260,7 +264,7 @@ def _contained(registries: _Static, settings: Settings) -> Chain:
         Rule("iif . oif @bridges accept", "within one bridge (br_netfilter)"),
         *query_rules(settings),
         Rule(f"{NOT_SYN} accept"),
-        Rule("meta l4proto udp ct direction reply accept"),
+        Rule("meta l4proto udp ct status dnat ct direction reply accept", "a published port"),
         Rule("meta l4proto { icmp, icmpv6 } accept"),
         Rule("ip6 nexthdr != tcp goto refuse"),
         *learned_rules(Book.HEARD),
@@ -318,6 +322,12 @@ def _local_sets(local: Iterable[Addr]) -> Iterator[Set]:
         yield Set(f"local{version}", f"ipv{version}_addr", elements=elements)
 
 
-def _bridge_pairs(bridges: Iterable[int]) -> Set:
-    pairs = tuple(f"{index} . {index}" for index in sorted(bridges)[:BRIDGES_SIZE])
-    return Set("bridges", "iface_index . iface_index", elements=pairs)
+def _bridge_sets(machine: Machine) -> Iterator[Set]:
+    """Make the sets of bridges: within one of containers nothing is judged (br_netfilter).
+
+    What comes in by one that the network outside is on is no container's.
+    """
+    pairs = tuple(f"{index} . {index}" for index in sorted(machine.bridges)[:BRIDGES_SIZE])
+    yield Set("bridges", "iface_index . iface_index", elements=pairs)
+    outside = tuple(map(str, sorted(machine.uplinked)[:BRIDGES_SIZE]))
+    yield Set("uplinked", "iface_index", elements=outside)

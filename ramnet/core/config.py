@@ -203,13 +203,14 @@ class Mark(_Table):
     """
 
     ct_dns: Annotated[int, PlainValidator(_mark)] = 0x0100_0000
-    ct_host: Annotated[int, PlainValidator(_mark)] = 0x0200_0000
+    ct_host: Annotated[int, PlainValidator(_mark)] = 0x0400_0000
     engine: Annotated[int, PlainValidator(_mark)] = 0x0200_0000
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
-        if self.ct_dns == self.ct_host:
-            raise refuse("ct_dns and ct_host are the same bit", "give each a bit of its own")
+        # The packet's mark as well: others copy it to the conntrack mark and back (CONNMARK).
+        if len({self.ct_dns, self.ct_host, self.engine}) < len(type(self).model_fields):
+            raise refuse("two of the marks are the same bit", "give each a bit of its own")
         return self
 
 

@@ -41,12 +41,14 @@ class Edge:
         """Load what a plan means, unless it is what is loaded; ``held`` are all leases."""
         if not self._settings.egress:
             return []
-        if self._loaded is not None and not self.problem and _same(self._loaded, plan):
+        before = self._loaded if not self.problem else None
+        if before is not None and _same(before, plan):
             return []
         self._loading = plan
         mode = plan.classes.containers
         books = egress_books(mode)
-        return [LoadEgress(self._compile(plan, mode, books, held), books)]
+        keep = before is not None and before.means_the_same(plan)
+        return [LoadEgress(self._compile(plan, mode, books, held), books, keep)]
 
     def _compile(
         self, plan: Plan, mode: ClassMode, books: tuple[Book, ...], held: Iterable[Held]

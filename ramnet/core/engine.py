@@ -21,6 +21,7 @@ from ramnet.core.blocker import Blocker
 from ramnet.core.catalog import Catalog
 from ramnet.core.compiler import compile_table
 from ramnet.core.config import Limits, ScopeMode
+from ramnet.core.denier import Denier
 from ramnet.core.dnsrules import blocks_answers, blocks_hosts_answers
 from ramnet.core.edge import Edge
 from ramnet.core.events import (
@@ -56,7 +57,7 @@ from ramnet.core.plan import Plan, covers
 from ramnet.core.policy import ClassMode
 from ramnet.core.ruleset import Table
 from ramnet.core.scope import Classes, classes_for
-from ramnet.core.terms import Book, Held, Resolver, Rung, Settings, element_of
+from ramnet.core.terms import Book, Held, Machine, Resolver, Rung, Settings, element_of
 
 # After a table that the kernel did not take, and between repairs of one that went away: often
 # enough to heal by itself, and no busy loop when it cannot.
@@ -102,7 +103,7 @@ class Engine:
         self._resolved: dict[HostName, dict[int, _Known]] = {}
         self.heard = Learner(limits, Book.HEARD)
         self.learner = Learner(limits)
-        self.denied = Learner(limits, Book.DENY)
+        self.denied = Denier(limits)
         self._learners = (self.learner, self.heard, self.denied)
         self.blocker = Blocker(catalog)
         self.edge = Edge(settings)
@@ -232,13 +233,16 @@ class Engine:
     def _links_found(self, event: LinksFound, now: float) -> list[Command]:
         before = self._wanted
         self._wanted = replace(
-            before, bridges=event.bridges, uplinks=event.uplinks, local=event.local
+            before,
+            bridges=event.bridges,
+            uplinked=event.uplinked,
+            uplinks=event.uplinks,
+            local=event.local,
         )
         strict = before.classes.containers is ClassMode.STRICT
         by_group = self._settings.scope.mode is ScopeMode.CGROUP
-        if (strict and event.bridges != before.bridges) or (
-            by_group and event.local.addresses != before.local.addresses
-        ):
+        bridges = (event.bridges, event.uplinked) != (before.bridges, before.uplinked)
+        if (strict and bridges) or (by_group and event.local.addresses != before.local.addresses):
             return self._reload(now)
         if self._applied is None:
             return []
@@ -290,8 +294,7 @@ class Engine:
             held,
             self._settings,
             plan.classes,
-            plan.bridges,
-            plan.local.addresses,
+            Machine(plan.bridges, plan.uplinked, plan.local.addresses),
         )
 
     def _update(self, now: float) -> list[Command]:

@@ -66,12 +66,14 @@ class ResolversFound:
 class LinksFound:
     """The devices of this machine, as it is set up now.
 
-    ``bridges`` are interface indices; ``local`` is what the machine itself sends from.
+    ``bridges`` and ``uplinked`` are interface indices: bridges of containers alone, and those that
+    the network outside is on as well. ``local`` is what the machine itself sends from.
     """
 
     bridges: tuple[int, ...]
     uplinks: tuple[Uplink, ...]
     local: Local
+    uplinked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +200,13 @@ class LoadTable:
 class LoadEgress:
     """Put the table of the uplinks in the place of whatever is there; None: there is to be none.
 
-    ``books`` are those whose leases are to be written to it as well from now on. Answer with
-    ``EgressLoaded`` or ``EgressLost``.
+    ``books`` are those whose leases are to be written to it as well from now on; with ``keep`` what
+    was learned means what it meant, and may stay. Answer with ``EgressLoaded`` or ``EgressLost``.
     """
 
     table: Table | None
     books: tuple[Book, ...]
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The BPF program that marks an engine's sockets as they are made: its bytes and its name.
 
-For the hook ``cgroup/sock_create``. Written by hand: six instructions, no compiler. Source:
+For the hook ``cgroup/sock_create``. Written by hand: ten instructions, no compiler. Source:
 ``struct bpf_insn`` and ``struct bpf_sock`` of ``linux/bpf.h``.
 """
 
@@ -17,22 +17,32 @@ _NAME = re.compile(rf"{PROGRAM}([0-9a-f]{{8}})")
 
 _CONTEXT = 1  # the register that holds the argument of the program: a struct bpf_sock
 _VALUE, _BIT, _RESULT = 2, 3, 0
-_MARK_OFFSET = 16  # of ``mark`` in struct bpf_sock
+_PROTOCOL_OFFSET = 12  # of ``protocol`` in struct bpf_sock
+_MARK_OFFSET = 16  # of ``mark``
+_MPTCP = 262  # IPPROTO_MPTCP of linux/in.h
 
 _LOAD_WORD = 0x61  # BPF_LDX | BPF_MEM | BPF_W
 _STORE_WORD = 0x63  # BPF_STX | BPF_MEM | BPF_W
 _OR_REGISTER = 0x4F  # BPF_ALU64 | BPF_OR | BPF_X
+_JUMP_UNLESS_EQUAL = 0x55  # BPF_JMP | BPF_JNE | BPF_K
 _MOVE = 0xB4  # BPF_ALU | BPF_MOV | BPF_K: 32 bits, the upper half becomes 0
 _EXIT = 0x95  # BPF_JMP | BPF_EXIT
 
 
 def marker_program(mark: int) -> bytes:
-    """Assemble ``sk->mark |= mark; return 1``; ``mark`` has 32 bits.
+    """Assemble ``if sk->protocol == MPTCP: return 0; sk->mark |= mark; return 1``.
 
-    Never a plain store: a mark that another program has set is kept. 1 lets the socket be made.
+    ``mark`` has 32 bits. Never a plain store: a mark that another program has set is kept. 1 lets
+    the socket be made, 0 refuses it (EPERM): the kernel makes the subflows of an MPTCP socket
+    itself, without a mark, and after a while of lost SYNs without the option that would tell them
+    (net.mptcp.blackhole_timeout). Go dials by plain TCP then.
     """
     return b"".join(
         (
+            _instruction(_LOAD_WORD, target=_VALUE, source=_CONTEXT, offset=_PROTOCOL_OFFSET),
+            _instruction(_JUMP_UNLESS_EQUAL, target=_VALUE, offset=2, constant=_MPTCP),
+            _instruction(_MOVE, target=_RESULT, constant=0),
+            _instruction(_EXIT),
             _instruction(_LOAD_WORD, target=_VALUE, source=_CONTEXT, offset=_MARK_OFFSET),
             _instruction(_MOVE, target=_BIT, constant=mark),
             _instruction(_OR_REGISTER, target=_VALUE, source=_BIT),

@@ -30,6 +30,7 @@ class Plan:
     precise: bool
     resolvers: tuple[Resolver, ...] = ()
     bridges: tuple[int, ...] = ()
+    uplinked: tuple[int, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     local: Local = NOTHING_LOCAL
 

@@ -42,6 +42,7 @@ class Facts:
     groups: tuple[Group, ...]
     findings: tuple[Finding, ...]
     left_out: tuple[str, ...]
+    plugged: tuple[str, ...]
     hold: dict[str, Any] | None
 
 
@@ -244,6 +245,9 @@ def _edge_not_covered(engine: Engine, facts: Facts, classes: Classes) -> Iterato
         yield f"{networks}: the kernel has no egress hook ({Feature.EGRESS})"
     elif engine.edge.problem:
         yield f"{networks}: {engine.edge.problem}"
+    if facts.plugged:
+        on = ", ".join(facts.plugged)
+        yield f"containers that are plugged into {on}, where the network outside is as well"
     if facts.left_out:
         yield f"{networks} on {', '.join(facts.left_out)}: more devices, or names, than rules take"
 

@@ -93,22 +93,24 @@ class Table:
         """The base chains, by name and device."""
         return frozenset((item.name, item.device) for item in self.chains if item.hook is not None)
 
-    @property
-    def forgetful(self) -> Table:
-        """The same with no ``learned`` set: an update makes each of them anew."""
-        return replace(self, sets=tuple(replace(item, learned=False) for item in self.sets))
 
-
-def render_update(old: Table, new: Table, drop: Iterable[tuple[str, str]]) -> str:
+def render_update(
+    old: Table, new: Table, drop: Iterable[tuple[str, str]], *, forget: bool = False
+) -> str:
     """Render the transaction that turns ``old``, as loaded, into ``new``.
 
     The ``learned`` sets and the counters stay as they are in the kernel, with whatever came into
-    them since: only ``drop``, pairs of set and element in nft's language, goes. All else is made
-    anew. An element that has just run out cannot be deleted, so each is added before.
+    them since: only ``drop``, pairs of set and element in nft's language, goes. With ``forget`` the
+    learned sets are made anew as well. Other sets stay where both tables have the same. An element
+    that has just run out cannot be deleted, so each is added before.
     """
     name = f"{new.family} {new.name}"
-    there = {item.name for item in old.sets}
-    kept = {item.name for item in new.sets if item.learned and item.name in there}
+    there = {item.name: item for item in old.sets}
+    kept = {
+        item.name
+        for item in new.sets
+        if item.name in there and (not forget if item.learned else item == there[item.name])
+    }
     lines = [f"flush chain {name} {chain.name}" for chain in old.chains if not chain.learned]
     staying = {chain.name for chain in new.chains}
     lines += [f"delete chain {name} {c.name}" for c in old.chains if c.name not in staying]

@@ -84,8 +84,9 @@ def classes_for(policy: Policy | None, scope: Scope, *, blind: bool = False) -> 
     if scope.mode is ScopeMode.NETNS:
         host = engine
     elif blind and asked is not ClassMode.OFF:
-        strict = asked is ClassMode.STRICT and scope.weak is not Weak.CATALOG
-        host = ClassMode.STRICT if strict else ClassMode.CATALOG
+        # Left alone stays who is (on WSL2 they are other distros), unless strictness was asked for.
+        if asked is ClassMode.STRICT and scope.weak is not Weak.CATALOG:
+            host = ClassMode.STRICT
     elif policy is None:
         host = ClassMode.OFF
     containers = policy.enforcement.containers if policy is not None else ClassMode.OFF

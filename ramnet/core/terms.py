@@ -96,6 +96,21 @@ class Held:
     book: Book = Book.ALLOW
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the rules need to know of the machine's network.
+
+    ``bridges`` are the interface indices of containers' bridges, ``uplinked`` of those that the
+    network outside is on as well; ``addresses`` are the machine's own.
+    """
+
+    bridges: tuple[int, ...] = ()
+    uplinked: tuple[int, ...] = ()
+    addresses: frozenset[Addr] = frozenset()
+
+
+NOWHERE = Machine()
+
 # Every program of the network namespace is judged as an engine, on the ports of registries.
 EVERYBODY = Scope(ScopeMode.NETNS)
 
@@ -113,7 +128,7 @@ class Settings:
     set_size: int
     rung: Rung
     scope: Scope = EVERYBODY
-    ct_host: int = 0x0200_0000
+    ct_host: int = 0x0400_0000
     egress: bool = False
 
 

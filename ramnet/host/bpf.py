@@ -123,6 +123,11 @@ def _opened(cgroup: Path) -> Iterator[int]:
         ) from err
     try:
         yield descriptor
+    except FileNotFoundError as err:
+        raise HostError(
+            f"the cgroup {cgroup} went away while it was looked at",
+            hint="it is made anew, and looked at again, within a second",
+        ) from err
     finally:
         os.close(descriptor)
 

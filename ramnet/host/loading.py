@@ -5,6 +5,8 @@ One owner, the daemon's event loop; the threads of mode ``hold`` have sockets of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ramnet.core.events import LoadEgress, LoadTable, WriteLeases
 from ramnet.core.ruleset import Family, Table, render_remove, render_replace, render_update
 from ramnet.core.terms import COMPAT_CHAINS, TABLE, Rung
@@ -62,7 +64,7 @@ class Loading:
         there = self._edge.identity()
         if before is not None and table is not None and there == self._edge_identity:
             if before.hooks == table.hooks:
-                self._nft.apply(render_update(before.forgetful, table.forgetful, ()))
+                self._nft.apply(render_update(before, table, (), forget=not command.keep))
             else:
                 self._apply_at_hooks(render_replace(table))
         elif table is not None:
@@ -137,8 +139,20 @@ class Loading:
         self.books.write(command, self.elements, self._edge)
 
 
-def remove_all(cgroups: tuple[str, ...]) -> bool:
-    """Remove our tables from this network namespace, and our marks; tell whether there was any."""
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Whether there was anything of ours, and why a mark may be left on engines' sockets."""
+
+    found: bool
+    problem: str = ""
+
+
+def remove_all(cgroups: tuple[str, ...]) -> Removed:
+    """Remove our tables from this network namespace, then our marks from these cgroups.
+
+    A mark means nothing without the table, and a kernel that cannot be asked for one has none.
+    Raises ``HostError`` where a table cannot be removed.
+    """
     found = False
     for family in (Family.NETDEV, Family.INET):
         elements = Elements(TABLE, family)
@@ -149,4 +163,7 @@ def remove_all(cgroups: tuple[str, ...]) -> bool:
         if there:
             Nft().apply(render_remove(TABLE, family))
             found = True
-    return bool(remove_marks(cgroups)) or found
+    try:
+        return Removed(bool(remove_marks(cgroups)) or found)
+    except HostError as err:
+        return Removed(found, f"marks on new sockets of engines may be left: {err.message}")

@@ -15,7 +15,7 @@ from ramnet.core.scope import Group
 from ramnet.core.terms import TABLE
 from ramnet.errors import HostError
 from ramnet.host.bpf import mark_sockets, unmark_sockets
-from ramnet.host.cgroups import Groups, mount_point
+from ramnet.host.cgroups import ATTEMPTS, Groups, mount_point
 from ramnet.host.elements import Elements
 from ramnet.host.live import live_probe
 from ramnet.host.oldsockets import mark_existing
@@ -66,9 +66,12 @@ class Scoping:
                 remove_marks(self._paths)
 
     def _mark_all(self) -> bool:
-        fresh = [group for group in self.groups if mark_sockets(self._place(group), self._mark)]
-        for group in fresh:
-            mark_existing(self._place(group), self._mark)
+        fresh = 0
+        for group in self.groups:
+            if mark_sockets(self._place(group), self._mark):
+                # At once: should the next group be gone, this one will not be fresh any more.
+                mark_existing(self._place(group), self._mark)
+                fresh += 1
         return bool(fresh)
 
     def feed(self, elements: Elements) -> bool:
@@ -78,7 +81,13 @@ class Scoping:
         """
         if self._groups is None:
             return False
-        self.groups = self._groups.ensure()
+        for _ in range(ATTEMPTS):
+            with suppress(HostError):  # a group that went away in between
+                return self._feed_once(self._groups, elements)
+        return self._feed_once(self._groups, elements)
+
+    def _feed_once(self, groups: Groups, elements: Elements) -> bool:
+        self.groups = groups.ensure()
         if self._mode is ScopeMode.MARK:
             return self._mark_all()
         fed = [self._feed_level(elements, level) for level in self._levels()]

@@ -54,12 +54,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found: ``left_out`` are the names of uplinks that no rule is made for."""
+    """What was found: ``left_out`` are the names of uplinks that no rule is made for.
+
+    ``uplinked`` are bridges that the network outside is on, ``bridges`` all others.
+    """
 
     uplinks: tuple[Uplink, ...]
     left_out: tuple[str, ...]
     local: Local
     bridges: tuple[int, ...]
+    uplinked: tuple[Uplink, ...] = ()
 
 
 async def survey() -> Survey:
@@ -103,7 +107,8 @@ def choose(links: Iterable[Link], addresses: Mapping[int, Iterable[Addr]]) -> Su
             frozenset(link.mac for link in senders if link.ethernet),
             frozenset(address for each in own.values() for address in each),
         ),
-        tuple(link.index for link in known if link.kind == "bridge"),
+        tuple(link.index for link in known if link.kind == "bridge" and link not in found),
+        tuple(Uplink(link.index, link.name) for link in found if link.kind == "bridge"),
     )
 
 

@@ -126,12 +126,12 @@ def test_build_pulls_its_base_image(
     assert docker(lab, "run", "--rm", built, "cat", "/note").everything == "hello"
 
 
-def test_a_run_step_reaches_bare_addresses_in_this_version(
+def test_a_run_step_reaches_what_nobody_catalogued(
     lab: Lab, daemon: Daemon, built: str, tmp_path: Path
 ) -> None:
     report = status(daemon)
     assert any("traffic of containers" in line for line in report["not_covered"])
-    assert "bare addresses pass" in report["classes"]["containers"]["because"]
+    assert "nobody catalogued" in report["classes"]["containers"]["because"]
     fetch = f"RUN wget -q -O /dev/null http://{EVIL[0]}/v2/"
     with lab.capture() as capture:
         said = build(lab, tmp_path, "busybox", fetch)

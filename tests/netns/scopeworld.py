@@ -55,13 +55,15 @@ print(json.dumps(said))
 """
 _MPTCP = """
 import json, socket, sys
-sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
-sock.settimeout(3)
 try:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    sock.settimeout(3)
     sock.connect((sys.argv[1], int(sys.argv[2])))
     print(json.dumps("reached"))
 except ConnectionRefusedError:
     print(json.dumps("refused"))
+except PermissionError:
+    print(json.dumps("EPERM"))
 """
 _numbers = count(1)
 
@@ -126,7 +128,7 @@ def send(place: Place, targets: list[tuple[str, int]]) -> dict[tuple[str, int], 
 
 
 def mptcp(place: Place, address: str, port: int = 443) -> str:
-    """Connect by Multipath TCP: "reached" or "refused"."""
+    """Connect by Multipath TCP: "reached", "refused", or "EPERM" without such a socket."""
     return str(place(_MPTCP, address, str(port)))
 
 

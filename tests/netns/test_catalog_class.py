@@ -21,7 +21,7 @@ from ramnet.lab.lab import Lab
 from ramnet.lab.process import wait_until
 from ramnet.lab.programs import PYTHON_PATH
 from ramnet.lab.sandbox import Sandbox
-from ramnet.lab.world import CORP, EVIL, GHCR, QUAY
+from ramnet.lab.world import CORP, EVIL, GHCR, HUB, QUAY
 from tests.netns.places import Place, engine, machine, outcomes, reach
 from tests.netns.scoped import (
     DENY_SECONDS,
@@ -251,6 +251,64 @@ def test_an_address_that_is_no_servers_is_never_refused(house: House) -> None:
             assert [one for one in odd if denied(client, one)] == []
     finally:
         dns.update({"quay.pool.example": former})
+
+
+PORTAL = ("203.0.113.99", "2001:db8::99")
+ELSEWHERE = ("198.51.100.181", "2001:db8::181")
+INSIDE = ("10.9.0.1", "172.20.0.1", "192.168.7.7", "100.64.0.9", "fd12::9")
+
+
+def test_the_address_of_a_portal_that_answers_for_everyone_is_not_refused(house: House) -> None:
+    """It is no registry's: whoever is caught there has to reach it, to be let out."""
+    dns, client = house.lab.dns, house.lab.client
+    portal, hub = ([(address, 443) for address in places] for places in (PORTAL, HUB))
+    former = dict(dns.table)
+    dns.update({"quay.pool.example": Record((*PORTAL, *MOVED))})
+    try:
+        with enforcing(house.lab, "cgroup", POLICY) as made:
+            # One registry alone may be anywhere.
+            wait_denied(client, *PORTAL, *GHCR, *HUB)
+            for place in house.everyone.values():
+                assert outcomes(place, portal) == {"refused"}
+            # Now another one as well. What is its alone, and the first one's, shows who is known.
+            dns.update({"ghcr.io": Record((*PORTAL, *ELSEWHERE))})
+            made.daemon.stop()  # a start looks names up at once
+            made.daemon.start()
+            wait_denied(client, *MOVED, *ELSEWHERE, *HUB)
+            wait_not_denied(client, *PORTAL)
+            for place in house.everyone.values():
+                assert outcomes(place, portal) == {"reached"}
+                assert outcomes(place, hub) == {"refused"}
+            # Nobody is let through by name for that, and no engine at all.
+            assert outcomes(house.container, [("quay.io", 443), ("ghcr.io", 443)]) == {"unknown"}
+            assert outcomes(house.engine, portal) == {"refused"}
+    finally:
+        dns.update(former)
+
+
+def test_two_names_of_one_registry_may_lead_to_the_same_place(house: House) -> None:
+    dns, client = house.lab.dns, house.lab.client
+    former = dict(dns.table)
+    names = ("registry-1.docker.io", "registry.hub.docker.com")
+    dns.update(dict.fromkeys(names, Record(MOVED)))
+    try:
+        with enforcing(house.lab, "cgroup", POLICY):
+            wait_denied(client, *MOVED)
+    finally:
+        dns.update(former)
+
+
+def test_private_addresses_are_not_refused(house: House) -> None:
+    """A public registry is at none of them: somebody answers for it who serves other names too."""
+    dns, client = house.lab.dns, house.lab.client
+    former = dict(dns.table)
+    dns.update({"quay.pool.example": Record((*INSIDE, *MOVED))})
+    try:
+        with enforcing(house.lab, "cgroup", POLICY):
+            wait_denied(client, *MOVED)
+            assert [one for one in INSIDE if denied(client, one)] == []
+    finally:
+        dns.update(former)
 
 
 # --- connections that begin in unusual ways

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -250,41 +251,44 @@ def test_no_descriptor_is_left(group: Path) -> None:
     assert len(set(os.listdir("/proc/self/fd")) - before) == 0  # noqa: PTH208
 
 
-# What rules see
+# What rules see, and what they would not
 
 CONNECT = """
-family, protocol = map(int, sys.argv[1:])
-with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as plain:
+with socket.socket() as plain:
     plain.bind(("127.0.0.1", 0))
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
+    with socket.socket() as client:
         try:
             client.connect(plain.getsockname())
         except ConnectionRefusedError:
             pass
 """
-IPPROTO_TCP, IPPROTO_MPTCP = 6, 262
+# What becomes of a socket by its family, type and protocol; "made" when nothing refuses it.
+MAKE = """
+import errno
+try:
+    socket.socket(*map(int, sys.argv[1:])).close()
+    print("made")
+except OSError as err:
+    print(errno.errorcode[err.errno])
+"""
+IPPROTO_MPTCP = 262  # socket.IPPROTO_MPTCP is not in every build
+ORDINARY = [
+    (socket.SOCK_STREAM, 0),
+    (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    (socket.SOCK_DGRAM, 0),
+    (socket.SOCK_RAW, socket.IPPROTO_ICMP),
+    (socket.SOCK_RAW, socket.IPPROTO_RAW),
+    # The protocol of a raw socket is a number of the user's: only that of MPTCP is refused.
+    (socket.SOCK_RAW, IPPROTO_MPTCP & 0xFF),
+]
 
 
-@pytest.mark.parametrize(
-    ("protocol", "seen"),
-    [
-        (IPPROTO_TCP, {"marked": 1, "bare": 0, "marked_mptcp": 0, "bare_mptcp": 0}),
-        (IPPROTO_MPTCP, {"marked": 0, "bare": 0, "marked_mptcp": 0, "bare_mptcp": 1}),
-    ],
-)
-def test_a_syn_carries_the_mark_unless_it_is_of_mptcp(
-    group: Path, protocol: int, seen: dict[str, int]
-) -> None:
-    """The kernel makes the socket of an MPTCP subflow itself, past the program.
+def made_in(place: Path, family: int, kind: int, protocol: int) -> str:
+    return run_in(place, MAKE, str(family), str(kind), str(protocol)).strip()
 
-    So under scope `mark` a SYN with TCP option 30 has to count as an engine's.
-    """
-    matches = {
-        "marked_mptcp": f"tcp option 30 exists meta mark and {MARK} == {MARK}",
-        "bare_mptcp": "tcp option 30 exists",
-        "marked": f"meta mark and {MARK} == {MARK}",
-        "bare": "",
-    }
+
+def test_a_syn_carries_the_mark(group: Path) -> None:
+    matches = {"marked": f"meta mark and {MARK} == {MARK}", "bare": ""}
     rules = tuple(
         Rule(f"tcp flags & (fin|syn|rst|ack) == syn {match} counter name {name} return")
         for name, match in matches.items()
@@ -296,13 +300,31 @@ def test_a_syn_carries_the_mark_unless_it_is_of_mptcp(
         Nft().apply(render_create(Table("t", tuple(map(Counter, matches)), (), (chain,))))
         elements = Elements("t")
         try:
-            run_in(group, CONNECT, "2", str(protocol))
+            run_in(group, CONNECT)
             return elements.counters()
         finally:
             elements.close()
 
     mark_sockets(group, MARK)
-    assert in_scratch_netns(work) == seen
+    assert in_scratch_netns(work) == {"marked": 1, "bare": 0}
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_socket_of_multipath_tcp_is_not_made_inside(group: Path, family: int) -> None:
+    """The kernel makes the sockets of its subflows itself, past the program, without a mark."""
+    below, beside = group / "in/deeper", group / "beside"
+    below.mkdir(parents=True)
+    beside.mkdir()
+    wanted = (family, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    assert made_in(below, *wanted) == "made", "control"
+    mark_sockets(group / "in", MARK)
+    assert made_in(group / "in", *wanted) == "EPERM"
+    assert made_in(below, *wanted) == "EPERM"
+    assert made_in(beside, *wanted) == "made"
+    for kind, protocol in ORDINARY:
+        assert made_in(below, family, kind, protocol) == "made", (kind, protocol)
+    unmark_sockets(group / "in")
+    assert made_in(below, *wanted) == "made"
 
 
 # Errors
@@ -313,6 +335,26 @@ def test_a_group_that_is_not_there_is_told(group: Path) -> None:
         with pytest.raises(HostError, match="nothing cannot be opened: No such file") as caught:
             call(group / "nothing")
         assert "ramnet makes the cgroups" in caught.value.hint
+
+
+def test_a_group_that_goes_away_while_it_is_looked_at_is_told(
+    group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is open then, and bpf(2) says ENOENT. A daemon must not end of that."""
+    place = group / "engine"
+
+    def late(command: int, attr: bytes) -> tuple[int, bytes]:
+        if place.exists():
+            place.rmdir()
+        return real(command, attr)
+
+    real = module._bpf  # noqa: SLF001
+    monkeypatch.setattr(module, "_bpf", late)
+    for call in (lambda place: mark_sockets(place, MARK), unmark_sockets, marks):
+        place.mkdir()
+        with pytest.raises(HostError, match="engine went away while it was looked at") as caught:
+            call(place)
+        assert "looked at again, within a second" in caught.value.hint
 
 
 def test_a_directory_that_is_no_group_is_told(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from ramnet.core.ruleset import (
     render_update,
 )
 from ramnet.core.scope import Classes, Group, Scope
-from ramnet.core.terms import TABLE, Book, Held, Resolver, Rung, element_of
+from ramnet.core.terms import TABLE, Book, Held, Machine, Resolver, Rung, element_of
 from ramnet.errors import HostError
 from ramnet.host.elements import Element, Elements
 from ramnet.host.nft import ERROR_CHARACTERS, Nft
@@ -57,7 +57,8 @@ def compiled(
     rung: Rung = Rung.OBSERVE,
 ) -> Table:
     resolvers = (Resolver(IPv4Address("192.0.2.53"), interface, interface),)
-    return compile_table(allowed(found), resolvers, held, settings(scope, rung), classes, (7, 9))
+    machine = Machine((7, 9), (8,), frozenset({IPv4Address("192.0.2.2")}))
+    return compile_table(allowed(found), resolvers, held, settings(scope, rung), classes, machine)
 
 
 def names_of(nft: Nft) -> set[str]:
@@ -439,7 +440,7 @@ def test_sets_come_and_go_with_the_classes_and_what_stays_keeps_what_it_has() ->
             elements.write(Book.ALLOW, [Element(ip("198.51.100.1"), 8443, 300.0, "a.example")])
             first = names_of(nft)
             came = {"heard4", "heard6", "heard_any4", "heard_any6"}
-            assert change(1) == first | came | {"bridges"}
+            assert change(1) == first | came | {"bridges", "uplinked"}
             elements.write(Book.HEARD, [Element(ip("198.51.100.2"), 8443, 300.0, "b.example")])
             assert change(2) == first | came | {"deny4", "deny6"}
             assert [item.comment for item in elements.list(Book.HEARD)] == ["b.example"]

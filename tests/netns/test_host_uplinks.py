@@ -7,7 +7,10 @@ import subprocess
 import threading
 from ipaddress import ip_address
 
+import pytest
+
 from ramnet.core.egress import Uplink
+from ramnet.host import uplinks
 from ramnet.host.routes import Routes
 from ramnet.host.scratch import in_scratch_netns
 from ramnet.host.uplinks import Survey, survey
@@ -52,6 +55,29 @@ def test_devices_and_addresses_of_a_machine() -> None:
     expected = {"127.0.0.1", "::1", "192.0.2.2", "2001:db8:ffff::2", "172.17.0.1"}
     said = {str(address) for address in survey.local.addresses if not address.is_link_local}
     assert said == expected
+
+
+def test_a_bridge_that_the_network_outside_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the card joins it, while it is there, and after it has left."""
+    # No namespace of a test has a card: this kind, which Docker's overlays need, stands for one.
+    monkeypatch.setattr(uplinks, "_PARENTS", uplinks._PARENTS | {"vxlan"})  # noqa: SLF001
+
+    def work() -> list[Survey]:
+        ip(f"{UP}link add br0 index 20 type bridge\n")
+        ip("link add card0 index 21 type vxlan id 5 dstport 4789\n")
+        seen = [asyncio.run(survey())]
+        for commands in ("link set card0 master br0\n", "link set card0 nomaster\n"):
+            ip(commands)
+            seen.append(asyncio.run(survey()))
+        return seen
+
+    before, on, after = in_scratch_netns(work)
+    assert [(found.bridges, found.uplinked) for found in (before, on, after)] == [
+        ((8, 20), ()),
+        ((8,), (Uplink(20, "br0"),)),
+        ((8, 20), ()),
+    ]
+    assert on.uplinks == (Uplink(7, "eth0"), Uplink(20, "br0"))
 
 
 def test_both_ends_of_an_address_with_a_peer_are_told_apart() -> None:

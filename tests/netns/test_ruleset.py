@@ -41,6 +41,7 @@ from ramnet.core.terms import (
     TABLE,
     Book,
     Held,
+    Machine,
     Resolver,
     Rung,
     Settings,
@@ -188,7 +189,8 @@ def compiled(case: Case) -> Table:
     parsed = None if text is None else parse_policy(text, source="p.toml", ramnet_version="0.1.0")
     allowed = allow_list(parsed, load_catalog(), date(2026, 1, 1))
     classes = classes_for(parsed, case.settings.scope, blind=case.blind)
-    return compile_table(allowed, case.resolvers, case.held, case.settings, classes, case.bridges)
+    machine = Machine(case.bridges, (8,) if case.bridges else ())
+    return compile_table(allowed, case.resolvers, case.held, case.settings, classes, machine)
 
 
 def listing(*transactions: str) -> str:

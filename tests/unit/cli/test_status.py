@@ -18,6 +18,7 @@ from ramnet.core.report import Facts, status_report
 from ramnet.core.scope import Scope
 from ramnet.core.terms import Rung
 from ramnet.errors import ControlError
+from ramnet.host.loading import Removed
 from tests.unit.cli.conftest import Answer, Run
 from tests.unit.core.support import CGROUP, STRICT, Story, settings
 
@@ -43,6 +44,7 @@ FACTS = Facts(
     groups=(),
     findings=(),
     left_out=(),
+    plugged=(),
     hold=None,
 )
 
@@ -150,23 +152,33 @@ def test_off_tells_that_nothing_is_enforced_any_more(
     ramnet: Run, tmp_path: Path, daemon: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    daemon["off"] = {"removed": True}
+    daemon["off"] = {"removed": True, "problem": None}
     said = ramnet("off", "--runtime-dir", str(tmp_path))
     assert said.code == 0
     assert "nothing is enforced" in said.out
 
 
 @pytest.mark.parametrize(
-    ("found", "says"), [(True, "the rules were removed"), (False, "there were no rules to remove")]
+    ("found", "problem", "says"),
+    [
+        (True, "", "the rules were removed"),
+        (True, "a mark may be left", "the rules were removed"),
+        (False, "", "there were no rules to remove"),
+    ],
 )
 def test_off_without_a_daemon_removes_the_rules_itself(
-    ramnet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool, says: str
+    ramnet: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: bool,
+    problem: str,
+    says: str,
 ) -> None:
     configs: list[str] = []
 
-    def remove(config: str) -> bool:
+    def remove(config: str) -> Removed:
         configs.append(config)
-        return found
+        return Removed(found, problem)
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr("ramnet.daemon.remove_all_without_daemon", remove)
@@ -175,3 +187,4 @@ def test_off_without_a_daemon_removes_the_rules_itself(
     assert said.code == 0
     assert configs == [path], "which names the cgroups that may be marked"
     assert said.out == f"ramnet: {says}; no daemon was running\n"
+    assert said.err == ("ramnet: a mark may be left\n" if problem else "")

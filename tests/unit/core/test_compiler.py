@@ -18,12 +18,14 @@ from ramnet.core.terms import (
     HELD,
     IMPOSTERS,
     NFLOG_GROUP,
+    NOWHERE,
     PACED,
     PRIORITY,
     REFUSED,
     TABLE,
     Book,
     Held,
+    Machine,
     Resolver,
     Rung,
     Settings,
@@ -60,9 +62,9 @@ def compiled(
     given: Settings = SETTINGS,
     resolvers: tuple[Resolver, ...] = RESOLVERS,
     classes: Classes = ENGINES,
-    bridges: tuple[int, ...] = (),
+    machine: Machine = NOWHERE,
 ) -> Table:
-    return compile_table(allowed(found), resolvers, held, given, classes, bridges)
+    return compile_table(allowed(found), resolvers, held, given, classes, machine)
 
 
 def scoped(scope: Scope, classes: Classes = ENGINES, found: Policy | None = None) -> Table:
@@ -215,7 +217,7 @@ def test_strict_judges_every_port_of_engines_that_are_told_apart(scope: Scope) -
         "tcp flags & (fin|syn|rst|ack) != syn accept",
         "ip6 nexthdr != { tcp, udp, icmpv6 } goto refuse",
         "meta l4proto tcp goto judge",
-        "meta l4proto udp ct direction reply accept",
+        "udp sport { 2377, 4317 } ct direction reply accept",
         "udp dport { 2377, 4317 } ip daddr . udp dport @allow4 accept",
         "udp dport { 2377, 4317 } ip6 daddr . udp dport @allow6 accept",
         "udp dport 2377 ip daddr @destination4_2377 accept",
@@ -285,12 +287,12 @@ def test_the_answers_of_other_programs_are_held_where_they_can_be_changed() -> N
     classes = Classes(STRICT, OFF, CATALOG)
     table = compiled(None, given=settings(CGROUP, Rung.NATIVE), classes=classes)
     assert rules(table, "host") == [
-        "udp dport 53 ip daddr { 192.0.2.53 } ct mark set ct mark or 0x02000000 accept",
+        "udp dport 53 ip daddr { 192.0.2.53 } ct mark set ct mark or 0x04000000 accept",
         "goto catalog",
     ]
     assert rules(table, "answers")[-1] == (
         "meta l4proto udp ct direction reply ct original proto-dst 53"
-        " ct mark and 0x02000000 == 0x02000000"
+        " ct mark and 0x04000000 == 0x04000000"
         " meta l4proto @alive queue flags bypass to 7262"
     )
     observed = compiled(None, given=settings(CGROUP, Rung.OBSERVE), classes=classes)
@@ -347,16 +349,19 @@ def test_containers_that_are_judged_strictly() -> None:
         found,
         given=settings(CGROUP, Rung.NATIVE),
         classes=Classes(STRICT, STRICT, OFF),
-        bridges=(9, 5),
+        machine=Machine((9, 5), (8,)),
     )
-    assert rules(table, "forwarded")[-1] == 'meta iifkind "bridge" goto contained'
+    assert rules(table, "forwarded")[-1] == (
+        'meta iifkind "bridge" iif != @uplinked goto contained'
+    )
     contained = rules(table, "contained")
     assert contained[0] == "iif . oif @bridges accept"
     assert elements(table)["bridges"] == ("5 . 5", "9 . 9")
+    assert elements(table)["uplinked"] == ("8",)
     assert contained[1:5] == rules(table, "engine")[1:5], "queries are noted like an engine's"
     assert contained[5:] == [
         "tcp flags & (fin|syn|rst|ack) != syn accept",
-        "meta l4proto udp ct direction reply accept",
+        "meta l4proto udp ct status dnat ct direction reply accept",
         "meta l4proto { icmp, icmpv6 } accept",
         "ip6 nexthdr != tcp goto refuse",
         "ip daddr . tcp dport @heard4 accept",
@@ -396,8 +401,9 @@ def test_answers_to_containers_are_followed_where_containers_are_judged_strictly
 
 def test_bridges_are_bounded() -> None:
     classes = Classes(STRICT, STRICT, OFF)
-    table = compiled(None, classes=classes, bridges=tuple(range(1, BRIDGES_SIZE + 10)))
-    assert len(elements(table)["bridges"]) == BRIDGES_SIZE
+    many = tuple(range(1, BRIDGES_SIZE + 10))
+    table = compiled(None, classes=classes, machine=Machine(many, many))
+    assert len(elements(table)["bridges"]) == len(elements(table)["uplinked"]) == BRIDGES_SIZE
 
 
 # DNS

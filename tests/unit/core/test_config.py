@@ -25,7 +25,7 @@ servers = []                     # pins the trusted resolvers
 
 [mark]
 ct_dns = 0x01000000
-ct_host = 0x02000000
+ct_host = 0x04000000
 engine = 0x02000000
 """
 
@@ -58,7 +58,7 @@ def test_defaults(text: str) -> None:
     }
     assert config.mark.model_dump() == {
         "ct_dns": 0x0100_0000,
-        "ct_host": 0x0200_0000,
+        "ct_host": 0x0400_0000,
         "engine": 0x0200_0000,
     }
     assert (config.scope.uids, config.scope.host) == ((0,), HostMode.AUTO)
@@ -82,7 +82,7 @@ def test_every_key_is_read() -> None:
         [mark]
         ct_dns = 0x80000000
         ct_host = 0x1
-        engine = 0x80000000
+        engine = 0x2
         """,
         source="ramnet.toml",
     )
@@ -94,8 +94,7 @@ def test_every_key_is_read() -> None:
     assert config.dns.mode is DnsMode.OBSERVE
     assert config.dns.servers[1:3] == (ip_address("127.0.0.53"), ip_address("2001:db8::53"))
     assert config.limits == Limits(leases_total=3000, warm_names=0)
-    # One is of conntrack's mark, the other of a socket's: they may be the same bit.
-    assert (config.mark.ct_dns, config.mark.ct_host, config.mark.engine) == (1 << 31, 1, 1 << 31)
+    assert (config.mark.ct_dns, config.mark.ct_host, config.mark.engine) == (1 << 31, 1, 2)
     assert config == parse_config(config.model_dump_json(), source="ramnet.json")
 
 
@@ -141,13 +140,13 @@ def test_a_mark_is_a_single_bit_of_32(name: str, value: str) -> None:
         (
             "mark = {ct_dns = 4, ct_host = 4}",
             "mark",
-            "ct_dns and ct_host are the same bit",
+            "two of the marks are the same bit",
             "a bit of its own",
         ),
         (
             "mark.ct_host = 0x01000000",
             "mark",
-            "ct_dns and ct_host are the same bit",
+            "two of the marks are the same bit",
             "a bit of its own",
         ),
         ("scope.cgroups = 'a'", "scope.cgroups", "must be a list, not a string", "[...]"),

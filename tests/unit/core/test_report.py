@@ -71,6 +71,7 @@ FACTS = Facts(
     groups=(),
     findings=(),
     left_out=(),
+    plugged=(),
     hold={"waiting": 0},
 )
 

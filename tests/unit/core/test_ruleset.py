@@ -66,14 +66,23 @@ def test_a_table_is_replaced_whether_it_was_there_or_not() -> None:
     assert render_remove("t") == "table inet t\ndelete table inet t\n"
 
 
+# Thousands of networks that stay need not be told again.
+SAME = Set("static4_80", "ipv4_addr", ("interval",), elements=("192.0.2.0/24",))
+
+
 def test_an_update_leaves_what_was_learned_and_the_counters_alone() -> None:
     old = Table(
         "t",
         (Counter("refused"),),
-        (LEARNED, FIXED, Set("static4_443", "ipv4_addr", ("interval",), elements=("10.0.0.0/8",))),
+        (
+            LEARNED,
+            Set("ports", "inet_service", elements=("80",)),
+            Set("static4_443", "ipv4_addr", ("interval",), elements=("10.0.0.0/8",)),
+            SAME,
+        ),
         (JUDGE, OUTPUT),
     )
-    new = Table("t", (Counter("refused"),), (LEARNED, FIXED), (OUTPUT,))
+    new = Table("t", (Counter("refused"),), (LEARNED, FIXED, SAME), (OUTPUT,))
     assert render_update(old, new, [("seen", "192.0.2.1")]) == (
         "flush chain inet t judge\n"
         "flush chain inet t output\n"
@@ -160,9 +169,9 @@ def test_the_base_chains_of_a_table() -> None:
     assert Table("t", chains=(JUDGE, OUTPUT, egress)).hooks == {("output", None), ("c", "eth0")}
 
 
-def test_a_forgetful_table_makes_its_learned_sets_anew() -> None:
+def test_an_update_that_forgets_makes_learned_sets_anew() -> None:
     table = Table("t", sets=(LEARNED, FIXED))
     assert "set seen {" not in render_update(table, table, ())
-    update = render_update(table, table.forgetful, ())
+    update = render_update(table, table, (), forget=True)
     assert "delete set inet t seen\n" in update
     assert "  set seen {\n" in update

@@ -91,11 +91,11 @@ def test_without_a_policy_engines_are_locked_and_nobody_else_is_touched(
 @pytest.mark.parametrize(
     ("weak", "wanted", "host"),
     [
-        (Weak.CATALOG, STRICT, CATALOG),
         (Weak.STRICT, STRICT, STRICT),
         (Weak.REFUSE, STRICT, STRICT),
-        (Weak.STRICT, CATALOG, CATALOG),
-        # Where nothing is wanted of engines, nobody need be taken for one.
+        # Who is left alone stays so, unless strictness was asked for: of engines, and of everybody.
+        (Weak.CATALOG, STRICT, OFF),
+        (Weak.STRICT, CATALOG, OFF),
         (Weak.CATALOG, OFF, OFF),
         (Weak.STRICT, OFF, OFF),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI
 
+from ramnet.core.egress import Uplink
 from ramnet.host.uplinks import MAX_UPLINKS, TRIES, Link, Survey, choose, whole
 
 LO = Link(1, "lo", mac="00:00:00:00:00:00", ethernet=False)
@@ -97,7 +98,30 @@ def test_the_end_of_a_veth_pair_is_an_uplink_if_the_machine_has_an_address_there
 def test_a_bridge_with_the_network_outside_on_it_is_an_uplink(kind: str) -> None:
     """The card itself is none then: what containers of the bridge send is no business of ours."""
     port = Link(2, "eth0", kind, master=6, master_kind="bridge")
-    assert names(port, PORT, DOCKER0, Link(6, "br0", "bridge")) == ["br0"]
+    found = chosen(port, PORT, DOCKER0, Link(6, "br0", "bridge"))
+    assert found.uplinks == (Uplink(6, "br0"),)
+    # What comes in there is not known to be a container's.
+    assert found.uplinked == (Uplink(6, "br0"),)
+    assert found.bridges == (3,)
+
+
+def test_a_bridge_is_one_of_containers_or_the_network_outside_is_on_it() -> None:
+    """Each is one of the two, also where no rule can say its name."""
+    port = Link(2, "eth0", master=6, master_kind="bridge")
+    found = chosen(port, PORT, DOCKER0, Link(6, "br*", "bridge"), Link(7, "br1", "bridge"))
+    assert (found.uplinks, found.left_out) == ((), ("br*",))
+    assert found.uplinked == (Uplink(6, "br*"),)
+    assert found.bridges == (3, 7)
+    assert chosen(*MACHINE).uplinked == ()
+
+
+def test_a_bridge_that_is_enslaved_itself_is_none_of_the_network_outside() -> None:
+    """Its packets are those of what it belongs to."""
+    port = Link(2, "eth0", master=6, master_kind="bridge")
+    below = Link(6, "br0", "bridge", master=7, master_kind="bond")
+    found = chosen(port, below, Link(7, "bond0", "bond"))
+    assert [uplink.name for uplink in found.uplinks] == ["bond0"]
+    assert (found.bridges, found.uplinked) == ((6,), ())
 
 
 def test_a_macvlan_of_the_machine_is_its_own_once_it_has_an_address() -> None:
