@@ -45,6 +45,7 @@ from ramnet.core.events import (
 from ramnet.core.explain import explain, parse_target
 from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes, choose
+from ramnet.core.plan import NOTHING_LOCAL
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
 from ramnet.core.ruleset import Table
@@ -74,7 +75,7 @@ from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
 from ramnet.host.scopekeeper import ScopeKeeper
 from ramnet.host.scoping import Scoping
-from ramnet.host.uplinks import survey
+from ramnet.host.uplinks import Survey, survey
 
 TICK_SECONDS = 1.0
 # Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
@@ -132,8 +133,7 @@ class Daemon:
             self._scoping, self._loading.elements, self._dispatch, log, self._table_is_ours
         )
         self._findings: tuple[Finding, ...] = ()
-        self._left_out: tuple[str, ...] = ()
-        self._plugged: tuple[str, ...] = ()
+        self._devices = Survey((), (), NOTHING_LOCAL, ())
         settings = Settings(
             self._config.mark.ct_dns,
             limits.leases_total,
@@ -388,9 +388,7 @@ class Daemon:
         trusted = (*servers, *resolvconf.upstreams(servers))
         found = await routes.resolvers(trusted)
         self._dispatch(ResolversFound(found))
-        devices = await survey()
-        self._left_out = devices.left_out
-        self._plugged = tuple(link.name for link in devices.uplinked)
+        self._devices = devices = await survey()
         uplinked = tuple(link.index for link in devices.uplinked)
         self._dispatch(LinksFound(devices.bridges, devices.uplinks, devices.local, uplinked))
         # Where the machine redirects queries they leave by another way than the answers come.
@@ -465,8 +463,8 @@ class Daemon:
             lost=self._nflog.lost,
             groups=self._scoping.groups,
             findings=self._findings,
-            left_out=self._left_out,
-            plugged=self._plugged,
+            left_out=self._devices.left_out,
+            plugged=tuple(link.name for link in self._devices.uplinked),
             hold=self._holder.report() if self._holder is not None else None,
         )
         return status_report(self._engine, facts)

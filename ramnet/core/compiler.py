@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ramnet.core.allow import Addr, AllowList
+from ramnet.core.allow import AllowList
 from ramnet.core.config import ScopeMode
 from ramnet.core.dnsrules import (
     answer_chains,
@@ -23,11 +23,20 @@ from ramnet.core.dnsrules import (
 from ramnet.core.policy import ClassMode
 from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Set, Table
 from ramnet.core.scope import PROBE_PORT, PROBED, Classes, Scope, engines_set
-from ramnet.core.sets import StaticSet, learned_rules, learned_sets, static_rules, static_sets
+from ramnet.core.sets import (
+    StaticSet,
+    address_sets,
+    catalog_rules,
+    learned_rules,
+    learned_sets,
+    static_rules,
+    static_sets,
+)
 from ramnet.core.terms import (
     FAMILIES,
     HELD,
     IMPOSTERS,
+    LOCAL,
     NOWHERE,
     PACED,
     PRIORITY,
@@ -96,7 +105,7 @@ def compile_table(
         chains.append(_host(servers, settings, classes))
     chains.append(_output(servers, settings, classes))
     if _judges_without_socket(settings):
-        sets += _local_sets(machine.addresses)
+        sets += address_sets(LOCAL, machine.addresses)
     if classes.containers is not ClassMode.OFF:
         if classes.containers is ClassMode.STRICT:
             sets += _bridge_sets(machine)
@@ -132,7 +141,7 @@ def _output(servers: list[Resolver], settings: Settings, classes: Classes) -> Ch
     if _judges_without_socket(settings):
         rules.append(Rule(f"socket transparent 0-1 {others}", "whatever has a socket"))
         # Of ipvlan children in mode l3 and l3s; the uplink judges it.
-        rules += [Rule(f"{ip} saddr != @local{v} accept") for v, ip in FAMILIES]
+        rules += [Rule(f"{ip} saddr != @{LOCAL}{v} accept") for v, ip in FAMILIES]
         rules.append(Rule(f"{SYN} goto engine", "put together from fragments: of nobody"))
     elif scope.mode is not ScopeMode.NETNS and classes.host is not ClassMode.OFF:
         rules.append(Rule(others))
@@ -250,11 +259,7 @@ def _catalog(registries: _Static, classes: Classes) -> Chain:
     """Refuse the addresses of registries that are known and not allowed; nothing else."""
     rules: list[Rule] = []
     if classes.catalog:
-        rules += [*learned_rules(Book.HEARD), *static_rules(registries)]
-        rules += [
-            Rule(f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{Book.DENY}{v} goto refuse")
-            for v, ip in FAMILIES
-        ]
+        rules += catalog_rules(registries, "goto refuse")
     return Chain("catalog", tuple(rules))
 
 
@@ -295,7 +300,7 @@ def _second_chance(rung: Rung) -> Iterator[Rule]:
 
 def _books(classes: Classes) -> Iterator[Book]:
     yield Book.ALLOW
-    if classes.catalog or classes.containers is ClassMode.STRICT:
+    if classes.hears:
         yield Book.HEARD
     if classes.catalog:
         yield Book.DENY
@@ -313,13 +318,6 @@ def _group_sets(scope: Scope) -> Iterator[Set]:
         for level in scope.levels:
             places = tuple(f'"{item.place}"' for item in scope.groups if item.level == level)
             yield Set(engines_set(level), "cgroupsv2", elements=places, learned=True)
-
-
-def _local_sets(local: Iterable[Addr]) -> Iterator[Set]:
-    addresses = sorted(local, key=int)
-    for version, _ in FAMILIES:
-        elements = tuple(str(item) for item in addresses if item.version == version)
-        yield Set(f"local{version}", f"ipv{version}_addr", elements=elements)
 
 
 def _bridge_sets(machine: Machine) -> Iterator[Set]:

@@ -39,6 +39,11 @@ class ScopeMode(StrEnum):
     UID = "uid"
     NETNS = "netns"
 
+    @property
+    def precise(self) -> bool:
+        """Whether engines, and nobody else, are told apart: then every port can be judged."""
+        return self in (ScopeMode.CGROUP, ScopeMode.MARK)
+
 
 class Weak(StrEnum):
     """What happens where the scope cannot tell engines apart."""

@@ -25,9 +25,18 @@ from ramnet.core.allow import Addr, AllowList
 from ramnet.core.dns import DNS_PORT
 from ramnet.core.policy import ClassMode
 from ramnet.core.ruleset import Chain, Counter, Family, Hook, Rule, Set, Table
-from ramnet.core.sets import StaticSet, learned_rules, learned_sets, static_rules, static_sets
+from ramnet.core.sets import (
+    StaticSet,
+    address_sets,
+    catalog_rules,
+    learned_rules,
+    learned_sets,
+    static_rules,
+    static_sets,
+)
 from ramnet.core.terms import (
     FAMILIES,
+    LOCAL,
     PRIORITY,
     REFUSED,
     RESOLVERS,
@@ -38,7 +47,6 @@ from ramnet.core.terms import (
 )
 
 OWN = "own"
-LOCAL = "local"
 
 # From these a machine asks for an address while it has none (RFC 2131, RFC 4862).
 _UNSPECIFIED = (IPv4Address(0), IPv6Address(0))
@@ -103,12 +111,13 @@ def compile_egress(
     static = [one for one in static_sets(sets.allowed) if not one.destination]  # for engines
     made = [
         Set(OWN, "ether_addr", elements=tuple(sorted(local.macs))),
-        *_addresses(LOCAL, (*local.addresses, *_UNSPECIFIED)),
-        *(_addresses(RESOLVERS, sets.resolvers) if strict else ()),
+        *address_sets(LOCAL, (*local.addresses, *_UNSPECIFIED)),
+        *(address_sets(RESOLVERS, sets.resolvers) if strict else ()),
         *learned_sets(egress_books(mode), sets.held, settings.set_size),
         *(one.item for one in static),
     ]
-    judge = (*_hidden(), *(_strict(static) if strict else _catalog(static)))
+    # Under `catalog`, frames that a child tagged itself pass: no rule reaches their ports.
+    judge = (*_hidden(), *(_strict(static) if strict else catalog_rules(static, _REFUSE)))
     chains = [
         Chain(f"uplink{link.index}", _ours(), Hook.EGRESS, PRIORITY, device=link.name)
         for link in links
@@ -120,13 +129,6 @@ def compile_egress(
         (Chain("judge", judge), *chains),
         family=Family.NETDEV,
     )
-
-
-def _addresses(name: str, addresses: Iterable[Addr]) -> Iterator[Set]:
-    known = sorted(set(addresses), key=int)
-    for version, _ in FAMILIES:
-        elements = tuple(str(item) for item in known if item.version == version)
-        yield Set(f"{name}{version}", f"ipv{version}_addr", elements=elements)
 
 
 def _ours() -> tuple[Rule, ...]:
@@ -159,18 +161,6 @@ def _hidden() -> Iterator[Rule]:
     # the ports in the next one (RFC 7112).
     yield Rule(f"rt type 0-255 {_REFUSE}")
     yield Rule(f"frag nexthdr {{ 0, 43, 44, 51, 60 }} {_REFUSE}")
-
-
-def _catalog(static: list[StaticSet]) -> Iterator[Rule]:
-    """Refuse the addresses of registries that are known and not allowed; nothing else.
-
-    Frames that a child has tagged itself pass: their ports are out of reach of a rule.
-    """
-    yield from learned_rules(Book.HEARD)
-    yield from static_rules(static)
-    for v, ip in FAMILIES:
-        match = f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{Book.DENY}{v}"
-        yield Rule(f"{match} {_REFUSE}")
 
 
 def _strict(static: list[StaticSet]) -> Iterator[Rule]:

@@ -81,7 +81,7 @@ class Context:
     @property
     def precise(self) -> bool:
         """Whether engines are told from other programs, and judged on every port."""
-        return self.mode not in (ScopeMode.UID, ScopeMode.NETNS)
+        return self.mode is ScopeMode.AUTO or self.mode.precise
 
     def inside(self, cgroup: str | None) -> bool:
         """Whether a cgroup is one of the configured ones, or in one of them."""

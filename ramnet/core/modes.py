@@ -87,7 +87,7 @@ def _scope(config: Config, evidence: Mapping[Feature, Evidence]) -> tuple[ScopeM
 
 
 def _weak_is_allowed(config: Config, mode: ScopeMode) -> None:
-    if config.scope.weak is Weak.REFUSE and mode in (ScopeMode.UID, ScopeMode.NETNS):
+    if config.scope.weak is Weak.REFUSE and not mode.precise:
         raise UnsupportedKernel(
             f"scope '{mode}' cannot tell engines from other programs, and weak = \"refuse\" does"
             " not allow to enforce so",

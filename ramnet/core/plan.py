@@ -55,8 +55,7 @@ class Plan:
         if book is Book.ALLOW:
             return self.allowed
         if book is Book.HEARD:
-            wanted = self.classes.catalog or self.classes.containers is ClassMode.STRICT
-            return Registries(self.allowed) if wanted else NOBODY
+            return Registries(self.allowed) if self.classes.hears else NOBODY
         return self.denied
 
     def means_the_same(self, other: Plan) -> bool:

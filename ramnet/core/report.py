@@ -78,7 +78,7 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
 
 def _ports(facts: Facts, plan: Plan | None) -> list[int] | str:
     """Return the TCP ports on which engines are judged; "all" where the scope is precise."""
-    if _precise(facts):
+    if facts.modes.scope.precise:
         return "all"
     return sorted(plan.allowed.ports) if plan is not None else []
 
@@ -164,7 +164,7 @@ def _engine_because(engine: Engine, facts: Facts, plan: Plan | None, wanted: Cla
     if plan.classes.engine is not ClassMode.STRICT:
         why = f"scope {scope} cannot tell engines apart, and [scope] weak does not say strict"
         return why if plan.classes.engine is not wanted else "the policy says so"
-    if not _precise(facts):
+    if not facts.modes.scope.precise:
         ports = ", ".join(map(str, sorted(plan.allowed.ports)))
         return f"scope {scope} judges TCP to port {ports}, of whoever counts as an engine"
     if plan.policy is None:
@@ -180,10 +180,6 @@ def _host_because(engine: Engine, facts: Facts, plan: Plan | None, enforced: Cla
     if plan is not None and plan.policy is None:
         return "there is no valid policy"
     return facts.modes.host_because
-
-
-def _precise(facts: Facts) -> bool:
-    return facts.modes.scope in (ScopeMode.CGROUP, ScopeMode.MARK)
 
 
 def _containers(
@@ -210,7 +206,7 @@ def _containers(
 def _not_covered(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
     classes = _enforced(engine, plan)
     found = []
-    if not _precise(facts) and classes.engine is ClassMode.STRICT and plan is not None:
+    if not facts.modes.scope.precise and classes.engine is ClassMode.STRICT and plan is not None:
         listed = ", ".join(map(str, sorted(plan.allowed.ports)))
         found += [
             f"TCP ports other than {listed} (scope {facts.modes.scope})",

@@ -47,8 +47,8 @@ class Scope:
 
     @property
     def precise(self) -> bool:
-        """Whether engines, and nobody else, are meant: then every port can be judged."""
-        return self.mode in (ScopeMode.CGROUP, ScopeMode.MARK)
+        """Whether engines, and nobody else, are meant."""
+        return self.mode.precise
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -68,6 +68,14 @@ class Classes:
     def catalog(self) -> bool:
         """Whether any class is judged by the catalogue."""
         return ClassMode.CATALOG in (self.engine, self.containers, self.host)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has to be known what others than engines may reach.
+
+        Strict containers may reach nothing else, and the catalogue exempts it.
+        """
+        return self.catalog or self.containers is ClassMode.STRICT
 
 
 def classes_for(policy: Policy | None, scope: Scope, *, blind: bool = False) -> Classes:

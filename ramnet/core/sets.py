@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
-from ramnet.core.allow import ANY_PORT, AllowList, Network
+from ramnet.core.allow import ANY_PORT, Addr, AllowList, Network
 from ramnet.core.ruleset import Rule, Set
 from ramnet.core.terms import FAMILIES, Book, Held, element_of, host_set
 
@@ -65,6 +65,26 @@ def learned_rules(book: Book) -> Iterator[Rule]:
         yield Rule(f"{ip} daddr . tcp dport @{book}{v} accept")
     for v, ip in FAMILIES:
         yield Rule(f"meta l4proto tcp {ip} daddr @{host_set(book, v, ANY_PORT)} accept")
+
+
+def catalog_rules(registries: Iterable[StaticSet], refuse: str) -> Iterator[Rule]:
+    """Refuse, by this verdict, the addresses of registries that are known and not allowed.
+
+    Nothing else; and not what a registry of the policy leads to.
+    """
+    yield from learned_rules(Book.HEARD)
+    yield from static_rules(registries)
+    for v, ip in FAMILIES:
+        match = f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{Book.DENY}{v}"
+        yield Rule(f"{match} {refuse}")
+
+
+def address_sets(name: str, addresses: Iterable[Addr]) -> Iterator[Set]:
+    """Make the sets of one name, of either family, that hold these addresses."""
+    known = sorted(set(addresses), key=int)
+    for version, _ in FAMILIES:
+        elements = tuple(str(item) for item in known if item.version == version)
+        yield Set(f"{name}{version}", f"ipv{version}_addr", elements=elements)
 
 
 def static_sets(allowed: AllowList) -> list[StaticSet]:

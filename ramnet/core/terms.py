@@ -27,6 +27,8 @@ AFTER_NAT = 110
 
 RESOLVERS = "resolvers"
 ANSWERERS = "answerers"
+# What the machine itself sends from.
+LOCAL = "local"
 # While the daemon refreshes this set, answers are held; when it hangs or dies they pass.
 ALIVE = "alive"
 ALIVE_SECONDS = 1.0

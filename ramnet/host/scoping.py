@@ -15,7 +15,7 @@ from ramnet.core.scope import Group
 from ramnet.core.terms import TABLE
 from ramnet.errors import HostError
 from ramnet.host.bpf import mark_sockets, unmark_sockets
-from ramnet.host.cgroups import ATTEMPTS, Groups, mount_point
+from ramnet.host.cgroups import ATTEMPTS, NFT_ROOT, Groups, mount_point
 from ramnet.host.elements import Elements
 from ramnet.host.live import live_probe
 from ramnet.host.oldsockets import mark_existing
@@ -31,7 +31,7 @@ class Scoping:
         self._mark = mark
         self._groups: Groups | None = None
         self.groups: tuple[Group, ...] = ()
-        if mode in (ScopeMode.CGROUP, ScopeMode.MARK):
+        if mode.precise:
             self._groups = Groups(paths)
             self.groups = self._groups.ensure()
 
@@ -105,7 +105,7 @@ class Scoping:
         return True
 
     def _place(self, group: Group) -> Path:
-        return mount_point() / group.path
+        return Path(NFT_ROOT, group.place)
 
     def probe(self) -> str:
         """Return what the live probe finds wrong, in words; nothing where engines are told apart.
