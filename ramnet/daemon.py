@@ -43,13 +43,11 @@ from ramnet.core.events import (
     WriteLeases,
 )
 from ramnet.core.explain import explain, parse_target
-from ramnet.core.kernel import Feature
-from ramnet.core.modes import Modes, choose
+from ramnet.core.modes import Modes, choose, settings_for
 from ramnet.core.plan import NOTHING_LOCAL
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
 from ramnet.core.ruleset import Table
-from ramnet.core.scope import Scope
 from ramnet.core.terms import (
     NFLOG_GROUP,
     OTHERS_QUEUE,
@@ -57,7 +55,6 @@ from ramnet.core.terms import (
     Book,
     Held,
     Rung,
-    Settings,
 )
 from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
 from ramnet.host import resolvconf
@@ -66,11 +63,12 @@ from ramnet.host.control import ControlServer
 from ramnet.host.engineconf import engine_findings
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.hold import Holder
+from ramnet.host.kept import keep, kept_group, kept_queue
 from ramnet.host.kernel import Kernel, look_at_kernel
 from ramnet.host.loading import Loading, Removed, remove_all
+from ramnet.host.lockdown import locked_text, write_locked
 from ramnet.host.nflog import NflogReader
-from ramnet.host.notify import notify
-from ramnet.host.queue import NfQueue
+from ramnet.host.notify import FdStore, notify
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
 from ramnet.host.scopekeeper import ScopeKeeper
@@ -93,6 +91,7 @@ class Options:
     policy: str
     config: str
     runtime_dir: str
+    state_dir: str
 
 
 def remove_all_without_daemon(config: str) -> Removed:
@@ -111,10 +110,12 @@ def remove_all_without_daemon(config: str) -> Removed:
 class Daemon:
     """Owns the adapters and carries the engine's commands out, one after the other."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, store: FdStore, lock: NflogReader | None = None) -> None:
         """Check everything that can refuse a start, before anything is changed.
 
-        Raises ``UnsupportedKernel``, ``PolicyError`` (of the configuration) or ``HostError``.
+        ``store`` has what the service manager kept of the daemon before; ``lock`` is the group of
+        copies where the caller has bound it. Raises ``UnsupportedKernel``, ``PolicyError`` (of the
+        configuration) or ``HostError``, which is ``OccupiedError`` where another ramnet enforces.
         """
         self._options = options
         self._config: Config = read_config(options.config)
@@ -123,7 +124,8 @@ class Daemon:
         self._modes: Modes = choose(self._config, kernel.decision, kernel.evidence, kernel.release)
         limits = self._config.limits
         # Binding the group is the lock: a second daemon of this namespace ends here.
-        self._nflog = NflogReader(NFLOG_GROUP)
+        self._store = store
+        self._nflog = lock or kept_group(store, NFLOG_GROUP)
         rung = self._modes.rung
         self._scoping = Scoping(
             self._modes.scope, self._config.scope.cgroups, self._config.mark.engine
@@ -134,22 +136,17 @@ class Daemon:
         )
         self._findings: tuple[Finding, ...] = ()
         self._devices = Survey((), (), NOTHING_LOCAL, ())
-        settings = Settings(
-            self._config.mark.ct_dns,
-            limits.leases_total,
-            rung,
-            self._scope(),
-            self._config.mark.ct_host,
-            egress=kernel.evidence[Feature.EGRESS].present,
+        self._settings = settings_for(
+            self._config, self._modes, self._scoping.groups, kernel.evidence
         )
-        self._engine = Engine(load_catalog(), limits, settings, today())
+        self._engine = Engine(load_catalog(), limits, self._settings, today())
         # Guards the engine where the threads of mode hold share it.
         self._lock = threading.Lock()
         self._holder: Holder | None = None
         if rung is not Rung.OBSERVE:
             self._holder = self._loading.holder = Holder(
-                NfQueue(QUEUE),
-                NfQueue(OTHERS_QUEUE),
+                kept_queue(store, QUEUE),
+                kept_queue(store, OTHERS_QUEUE),
                 self._nflog,
                 self._loading.books,
                 self._engine,
@@ -159,21 +156,10 @@ class Daemon:
         self._servers: tuple[resolvconf.Server, ...] = ()
         self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
         self._engine.blocker.own = self._names.ports
+        store.settle()
         self._stop = asyncio.Event()
         self._events: deque[Event] = deque()
         self._working = False
-
-    def _scope(self) -> Scope:
-        """Say to the rules who is an engine."""
-        config = self._config
-        return Scope(
-            mode=self._modes.scope,
-            groups=self._scoping.groups,
-            mark=config.mark.engine,
-            uids=config.scope.uids,
-            weak=config.scope.weak,
-            host=self._modes.host,
-        )
 
     # Events and commands
 
@@ -262,6 +248,7 @@ class Daemon:
             stack.callback(self._loading.close)
             stack.callback(self._scoping.close)
             await self._first_ruleset(routes)
+            self._prepare_next_start()
             control = ControlServer(
                 self._options.runtime_dir,
                 self._answer,
@@ -286,6 +273,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._nflog.fileno(), self._read_packets)
         stack.callback(loop.remove_reader, self._nflog.fileno())
+        while self._nflog.waiting:
+            self._read_packets()
 
     def _stop_holding(self) -> None:
         if self._holder is not None:
@@ -311,6 +300,19 @@ class Daemon:
         if self._engine.applied is None:
             raise HostError(f"the first ruleset was refused: {self._engine.table_problem}")
         await self._keeper.prove()
+
+    def _prepare_next_start(self) -> None:
+        """Have the next boot find engines locked, and the next daemon what waits for its verdict.
+
+        Enforcing does not depend on either.
+        """
+        try:
+            write_locked(self._options.state_dir, locked_text(self._settings))
+        except HostError as err:
+            log(Level.WARNING, f"the next boot will compile the locked ruleset anew: {err.message}")
+        keep(self._store, self._nflog)
+        for queue in self._holder.queues if self._holder is not None else ():
+            keep(self._store, queue)
 
     def _announce(self) -> None:
         state = self._engine.state
@@ -425,6 +427,9 @@ class Daemon:
                 if self._loading.edge_tampered and not self._engine.edge.problem:
                     self._dispatch(EgressLost("its table is not what was loaded"))
             self._dispatch(Tick(today()))
+            # Sent only where the answers of DNS are read as well: a hang is ended by who waits.
+            if self._holder is None or self._holder.well:
+                notify("WATCHDOG=1")
 
     async def _watch_threads(self) -> None:
         """End with the threads of mode hold, should one of them fail."""

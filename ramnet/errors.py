@@ -78,6 +78,10 @@ class HostError(RamnetError):
     """A call to the kernel or to another program failed; the message names the call."""
 
 
+class OccupiedError(HostError):
+    """Another ramnet enforces in this network namespace."""
+
+
 class ControlError(RamnetError):
     """The control socket of the daemon refused a request, or nobody answers on it."""
 

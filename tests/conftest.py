@@ -22,10 +22,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.vm.kernels import KernelError, chosen
+
 PROGRAMS = {
     "netns": ("ip", "nft", "nsenter", "unshare"),
     "docker": ("ip", "nft", "nsenter", "unshare", "dockerd", "docker", "docker-registry"),
-    "vm": ("apt-get", "mkfs.ext4", "mmdebstrap", "nsenter", "qemu-system-x86_64", "setpriv"),
+    "vm": (
+        *("apt-get", "git", "ip", "mkfs.ext4", "mmdebstrap", "nsenter", "qemu-img"),
+        *("qemu-system-x86_64", "docker-registry", "setpriv", "tcpdump"),
+    ),
 }
 pytest_plugins = ["tests.coverage_table"]
 
@@ -183,10 +188,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         pytest.exit(f"tests changed the machine's own ruleset: {sorted(leaked)}", returncode=1)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Say at the top whether privileged tests will run."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say at the top whether privileged tests will run, and on which kernels."""
+    try:
+        kernels = f"kernels of virtual machines: {chosen()}"
+    except KernelError as err:
+        raise pytest.UsageError(str(err)) from err
     confinement = config.stash[CONFINEMENT]
     if confinement.why_not:
         verb = "fail" if everything_is_required() else "are skipped"
-        return f"privileged tests: {verb} ({confinement.why_not})"
-    return f"privileged tests: run in {confinement.tests}, away from {confinement.machine}"
+        return [f"privileged tests: {verb} ({confinement.why_not})", kernels]
+    where = f"run in {confinement.tests}, away from {confinement.machine}"
+    return [f"privileged tests: {where}", kernels]

@@ -97,3 +97,14 @@ def config_option(function: F) -> F:
         show_default=True,
         help="The machine's own settings.",
     )(function)
+
+
+def state_dir_option(function: F) -> F:
+    """Add ``--state-dir``."""
+    return click.option(
+        "--state-dir",
+        envvar="RAMNET_STATE_DIR",
+        default=STATE_DIR,
+        show_default=True,
+        help="Where the locked ruleset for the next boot is kept.",
+    )(function)

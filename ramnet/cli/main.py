@@ -12,10 +12,13 @@ from ramnet.cli.check import check
 from ramnet.cli.demo import demo
 from ramnet.cli.exits import exit_code_of, print_error
 from ramnet.cli.explain import explain
+from ramnet.cli.helper import helper
+from ramnet.cli.lock import lock
 from ramnet.cli.off import off
 from ramnet.cli.policy import policy
 from ramnet.cli.run import run
 from ramnet.cli.status import status
+from ramnet.cli.wsl import wsl
 from ramnet.errors import RamnetError
 
 
@@ -30,7 +33,7 @@ def version() -> None:
     click.echo(f"ramnet {__version__}")
 
 
-for _verb in (check, run, status, explain, policy, off, demo):
+for _verb in (check, run, helper, lock, status, explain, policy, off, wsl, demo):
     cli.add_command(_verb)
 cli.add_command(explain, name="why")
 

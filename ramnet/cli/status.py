@@ -25,7 +25,7 @@ _GOOD = ("enforcing", "auditing", "standby")
 def status(as_json: bool, runtime_dir: str) -> int:
     """Show what is enforced, and what is not.
 
-    Exit code: 0 enforcing, 3 not running, 4 degraded or locked down.
+    Exit code: 0 enforcing or standing by, 3 not running, 4 degraded or locked down.
     """
     try:
         report = ask(runtime_dir, "status")
@@ -33,6 +33,9 @@ def status(as_json: bool, runtime_dir: str) -> int:
         return _not_running(as_json, runtime_dir)
     if as_json:
         print_json(report)
+    elif report["state"] == "standby":
+        click.echo(f"state      standby: {report['because']}")
+        click.echo("hint: its `ramnet status` tells what is enforced; this one takes over from it")
     else:
         _show(report)
     return OK if report["state"] in _GOOD else DEGRADED

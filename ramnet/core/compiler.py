@@ -33,11 +33,13 @@ from ramnet.core.sets import (
     static_sets,
 )
 from ramnet.core.terms import (
+    ENGINE,
     FAMILIES,
     HELD,
     IMPOSTERS,
     LOCAL,
     NOWHERE,
+    OUTPUT,
     PACED,
     PRIORITY,
     REFUSED,
@@ -145,7 +147,7 @@ def _output(servers: list[Resolver], settings: Settings, classes: Classes) -> Ch
         rules.append(Rule(f"{SYN} goto engine", "put together from fragments: of nobody"))
     elif scope.mode is not ScopeMode.NETNS and classes.host is not ClassMode.OFF:
         rules.append(Rule(others))
-    return Chain("output", tuple(rules), Hook.OUTPUT, PRIORITY)
+    return Chain(OUTPUT, tuple(rules), Hook.OUTPUT, PRIORITY)
 
 
 def _engine_matches(scope: Scope) -> Iterator[str]:
@@ -185,7 +187,7 @@ def _engine(allowed: AllowList, static: _Static, settings: Settings, classes: Cl
         ]
     elif classes.engine is ClassMode.STRICT:
         rules.append(Rule("meta l4proto tcp goto judge"))
-    return Chain("engine", tuple(rules))
+    return Chain(ENGINE, tuple(rules))
 
 
 def _udp_rules(allowed: AllowList, static: _Static) -> Iterator[Rule]:

@@ -70,6 +70,7 @@ class State(StrEnum):
     ENFORCING = "enforcing"
     DEGRADED = "degraded"
     LOCKED_DOWN = "locked-down"
+    STANDBY = "standby"
     OFF = "off"
 
 

@@ -23,6 +23,7 @@ from ramnet.core.enginefacts import (
     Engine,
     EngineName,
     Fact,
+    FoundProxy,
     Insecure,
     Mirror,
     Proxy,
@@ -289,15 +290,23 @@ def _userland(facts: tuple[Fact, ...], context: Context) -> Iterator[Finding]:
         fact for fact in facts if isinstance(fact, DockerProxy) and context.inside(fact.cgroup)
     ]
     refused = "connections to ports published on localhost are refused"
-    if not any(path.rpartition("/")[2] == WRAPPER for path in paths):
+    found = [fact.path for fact in facts if isinstance(fact, FoundProxy)]
+    if not _is_wrapped(paths or found):
         text = f"docker-proxy runs in the cgroup of the engine and is judged as such: {refused}"
-        hint = f'set "userland-proxy-path" of daemon.json to {WRAPPER}, or "userland-proxy": false'
+        hint = (
+            f'set "userland-proxy-path" of daemon.json to /opt/ramnet/current/libexec/{WRAPPER}, or'
+            ' "userland-proxy": false'
+        )
         yield Finding(Kind.WARNING, "userland-proxy", text, hint)
     elif running:
         pids = ", ".join(str(one.pid) for one in running[:5])
         text = f"docker-proxy (pid {pids}) is in the cgroup of the engine all the same: {refused}"
         hint = "start those containers again; if that does not help, see the log of dockerd"
         yield Finding(Kind.WARNING, "userland-proxy", text, hint)
+
+
+def _is_wrapped(paths: list[str]) -> bool:
+    return bool(paths) and all(path.rpartition("/")[2] == WRAPPER for path in paths)
 
 
 # --- where engines run

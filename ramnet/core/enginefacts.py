@@ -6,10 +6,14 @@ files and processes, and ``ramnet.core.engineconf`` says what all of it means fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
+
+from pydantic import TypeAdapter
 
 from ramnet.core.names import Address, parse_address
 from ramnet.errors import NameFault
@@ -143,6 +147,14 @@ class Userland:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundProxy:
+    """The docker-proxy that dockerd finds where nothing is said of it: a file, or what it links."""
+
+    path: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshotter:
     """Docker keeps images in containerd."""
 
@@ -217,6 +229,7 @@ Fact: TypeAlias = (
     | Api
     | ContainerDns
     | Userland
+    | FoundProxy
     | Snapshotter
     | Unreadable
     | Engine
@@ -225,3 +238,24 @@ Fact: TypeAlias = (
     | RootlessSetup
     | Desktop
 )
+
+_KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
+
+
+def pack(facts: Iterable[Fact]) -> list[list[Any]]:
+    """Turn facts into what JSON can hold: pairs of a kind and its fields."""
+    kinds = ((type(fact).__name__, fact) for fact in facts)
+    return [[kind, _adapter(kind).dump_python(fact, mode="json")] for kind, fact in kinds]
+
+
+def unpack(packed: Iterable[list[Any]]) -> tuple[Fact, ...]:
+    """Read what ``pack`` made, also when JSON turned tuples into lists.
+
+    Raises ``ValueError`` or ``KeyError`` for anything else.
+    """
+    return tuple(_adapter(kind).validate_python(fields) for kind, fields in packed)
+
+
+@cache
+def _adapter(kind: str) -> TypeAdapter[Fact]:
+    return TypeAdapter(_KINDS[kind])

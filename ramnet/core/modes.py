@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ramnet.core.config import Config, DnsMode, HostMode, ScopeMode, Weak
 from ramnet.core.kernel import Decision, Evidence, Feature, Release
 from ramnet.core.policy import ClassMode
-from ramnet.core.terms import Rung
+from ramnet.core.scope import Group, Scope
+from ramnet.core.terms import Rung, Settings
 from ramnet.errors import UnsupportedKernel
 
 _WEAK = 'where every program may be judged, set [scope] weak = "strict" or "catalog"'
@@ -64,6 +65,31 @@ def choose(
     mode = DnsMode.OBSERVE if rung is Rung.OBSERVE else DnsMode.HOLD
     host, host_because = _host(config, release)
     return Modes(scope, scope_because, mode, dns_because, rung, host, host_because)
+
+
+def settings_for(
+    config: Config,
+    modes: Modes,
+    groups: tuple[Group, ...],
+    evidence: Mapping[Feature, Evidence],
+) -> Settings:
+    """Return what the rules need to know of the configuration, the rungs and engines' cgroups."""
+    scope = Scope(
+        mode=modes.scope,
+        groups=groups,
+        mark=config.mark.engine,
+        uids=config.scope.uids,
+        weak=config.scope.weak,
+        host=modes.host,
+    )
+    return Settings(
+        ct_dns=config.mark.ct_dns,
+        set_size=config.limits.leases_total,
+        rung=modes.rung,
+        scope=scope,
+        ct_host=config.mark.ct_host,
+        egress=_works(evidence, Feature.EGRESS),
+    )
 
 
 def _scope(config: Config, evidence: Mapping[Feature, Evidence]) -> tuple[ScopeMode, str]:

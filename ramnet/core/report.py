@@ -76,6 +76,27 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
     }
 
 
+def standby_report(version: str, pid: int, kernel: str) -> dict[str, Any]:
+    """Describe a daemon that waits for another one to end: nothing here is its own doing."""
+    because = "another ramnet enforces its own policy in this network namespace"
+    unknown = {"wanted": "unknown", "enforced": "unknown", "because": because}
+    return {
+        "schema": SCHEMA,
+        "version": version,
+        "pid": pid,
+        "state": str(State.STANDBY),
+        "because": because,
+        "kernel": kernel,
+        "scope": {"mode": None},
+        "dns": {"mode": None, "trust": None},
+        "policy": {"organization": None, "registries": [], "digest": None, "problem": None},
+        "leases": 0,
+        "classes": {name: dict(unknown) for name in ("engine", "containers", "host")},
+        "not_covered": [],
+        "warnings": [],
+    }
+
+
 def _ports(facts: Facts, plan: Plan | None) -> list[int] | str:
     """Return the TCP ports on which engines are judged; "all" where the scope is precise."""
     if facts.modes.scope.precise:

@@ -10,6 +10,10 @@ from ramnet.core.config import ScopeMode
 from ramnet.core.scope import Scope
 
 TABLE = "ramnet"
+# The chains that judge what this machine's own sockets send, and what engines do: a table in which
+# both have rules is a whole one.
+OUTPUT = "output"
+ENGINE = "engine"
 # Any number will do as long as nobody else uses it; the kernel lets a group have one owner.
 NFLOG_GROUP = 7261
 # A queue, like a group, has one owner. The first is for answers that teach what engines may reach,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ramnet.core.scope import Group
 from ramnet.errors import HostError
+from ramnet.host import helper
 
 # nft reads the path of a cgroup from here, wherever the v2 hierarchy is mounted.
 NFT_ROOT = "/sys/fs/cgroup"
@@ -184,10 +185,25 @@ def _make(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # removed again before the next part of it was made
         raise
+    except PermissionError as err:  # the root of the hierarchy is 0555
+        if not helper.configured():
+            raise _unmade(place, err) from err
+        helper.make_groups()
     except OSError as err:
-        raise HostError(
-            f"the cgroup {place} cannot be made: {err.strerror}", hint=_READ_ONLY_HINT
-        ) from err
+        raise _unmade(place, err) from err
+
+
+def _unmade(place: Path, error: OSError) -> HostError:
+    what = f"the cgroup {place} cannot be made: {error.strerror}"
+    return HostError(what, hint=_READ_ONLY_HINT)
+
+
+def make_groups(paths: Iterable[str]) -> None:
+    """Make the cgroups at these paths below the mount, where they are missing. ``HostError``."""
+    mount = mount_point()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # the caller looks again
+            _make(mount / path)
 
 
 def _group(mount: Path, path: str) -> Group:

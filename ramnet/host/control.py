@@ -116,7 +116,9 @@ def _peer_uid(writer: asyncio.StreamWriter) -> int:
     return int(struct.unpack("=iII", raw)[1])
 
 
-def ask(runtime_dir: str, verb: str, **arguments: Any) -> dict[str, Any]:
+def ask(
+    runtime_dir: str, verb: str, *, seconds: float = ASK_SECONDS, **arguments: Any
+) -> dict[str, Any]:
     """Ask the daemon and return its answer.
 
     Raises ``FileNotFoundError`` or ``ConnectionRefusedError`` when no daemon listens, and
@@ -124,7 +126,7 @@ def ask(runtime_dir: str, verb: str, **arguments: Any) -> dict[str, Any]:
     """
     path = Path(runtime_dir) / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(ASK_SECONDS)
+        client.settimeout(seconds)
         try:
             client.connect(str(path))
             # Who has too many clients answers and closes without reading what is asked.

@@ -22,6 +22,7 @@ from ramnet.core.enginefacts import (
     Desktop,
     EngineName,
     Fact,
+    FoundProxy,
     RootlessSetup,
     Unit,
     Unreadable,
@@ -39,7 +40,7 @@ from ramnet.core.enginefiles import (
 )
 from ramnet.core.enginemirrors import containerd_config, hosts_toml, registries_conf
 from ramnet.errors import HostError
-from ramnet.host import cgroups, engines, resolvconf
+from ramnet.host import cgroups, engines, helper, resolvconf
 from ramnet.host.files import read_limited
 
 DAEMON_JSON = "etc/docker/daemon.json"
@@ -54,6 +55,13 @@ UNIT_FOLDERS = (
     "usr/local/lib/systemd/system",
     "usr/lib/systemd/system",
     "lib/systemd/system",
+)
+# systemd.exec(5): the search path of services.
+_SYSTEMD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+# moby, daemon/config/config_linux.go (lookupBinPath).
+_PROXY_FOLDERS = (
+    *("/usr/local/libexec/docker", "/usr/libexec/docker"),
+    *("/usr/local/lib/docker", "/usr/lib/docker"),
 )
 _BOOTED = "run/systemd/system"  # sd_booted(3)
 _ROOTLESS = (".config/docker/daemon.json", ".config/systemd/user/docker.service")
@@ -83,7 +91,8 @@ def engine_findings(
     context = Context(
         config, mode or config.scope.mode, allowed, _resolvers(config, root), _mount_point()
     )
-    return findings(engine_facts(root), context)
+    asked = helper.configured() and root == Path("/")
+    return findings(helper.facts() if asked else engine_facts(root), context)
 
 
 def engine_facts(root: Path = Path("/")) -> tuple[Fact, ...]:
@@ -165,8 +174,10 @@ def _names(root: Path, folder: str, ending: str = "") -> tuple[list[str], list[U
 
 
 def _of_process(root: Path, one: engines.Running) -> Iterator[Fact]:
-    yield from proxies_of(process_environment(one.environ), str(one.engine))
+    environment = process_environment(one.environ)
+    yield from proxies_of(environment, str(one.engine))
     if one.engine.name is EngineName.DOCKERD:
+        yield from _found_proxies(root, environment.get("PATH", ""), str(one.engine))
         yield from dockerd_flags(one.words, str(one.engine))
         path = config_file(one.words).lstrip("/")
         if path and path != DAEMON_JSON and one.files:
@@ -203,9 +214,39 @@ def _units(root: Path) -> Iterator[Fact]:
             yield replace(proxy, source=sources[proxy.key])
         if engine is EngineName.DOCKERD:
             yield from dockerd_flags(said.command, name)
+            if booted and installed:
+                yield from _found_proxies(root, environment.get("PATH", _SYSTEMD_PATH), name)
         yield from said.faults
         if booted and installed:
             yield Unit(name, engine, said.slice, name)
+
+
+def _found_proxies(root: Path, path: str, source: str) -> Iterator[FoundProxy]:
+    """Find docker-proxy as dockerd does: up to Docker 24 on its PATH, then in folders first.
+
+    Which of the two this one is cannot be told without asking it: both are yielded.
+    """
+    folders = path.split(":")
+    for places in (folders, [*_PROXY_FOLDERS, *folders]):
+        names = (f"{folder}/docker-proxy" for folder in places if folder.startswith("/"))
+        found = next(
+            (
+                name
+                for name in names
+                if (root / name.lstrip("/")).is_symlink()
+                or os.access(root / name.lstrip("/"), os.X_OK)
+            ),
+            None,
+        )
+        if found is not None:
+            yield FoundProxy(_target(root / found.lstrip("/")) or found, source)
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)  # noqa: PTH115 - the text of the link is wanted
+    except OSError:
+        return ""
 
 
 def _fragments(root: Path, unit: str) -> list[str]:

@@ -109,7 +109,7 @@ def _running(place: Path, pid: int, name: EngineName) -> list[Running]:
     engine = Engine(name, pid, uid, _cgroup(place), own, rootless)
     if rootless or own is False:
         return [Running(engine, (), b"", files=False)]
-    files = _same_namespace(place, "mnt") is True
+    files = _same_namespace(place, "mnt") or _as_first(place, "mnt")
     return [Running(engine, words, _read(place / "environ"), files)]
 
 
@@ -145,9 +145,20 @@ def _cgroup(place: Path) -> str | None:
 
 def _same_namespace(place: Path, kind: str) -> bool | None:
     """Tell whether a process shares our namespace of a kind; None when that cannot be seen."""
+    return _same(Path("/proc/thread-self/ns", kind), place / "ns" / kind)
+
+
+def _as_first(place: Path, kind: str) -> bool:
+    """Tell whether a process shares the namespace of the machine's first one.
+
+    A service that systemd confines sees the same files, in a namespace of its own.
+    """
+    return _same(place.parent / "1/ns" / kind, place / "ns" / kind) is True
+
+
+def _same(one: Path, other: Path) -> bool | None:
     try:
-        ours = Path(f"/proc/thread-self/ns/{kind}").stat()
-        theirs = (place / "ns" / kind).stat()
+        ours, theirs = one.stat(), other.stat()
     except OSError:
         return None
     return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)

@@ -179,6 +179,11 @@ class Holder:
         os.close(self._waker)
 
     @property
+    def queues(self) -> tuple[NfQueue, ...]:
+        """The queues in use."""
+        return tuple(line.queue for line in self._lines)
+
+    @property
     def well(self) -> bool:
         """Whether both threads live and the reader is not stuck."""
         return self.failure is None and time.monotonic() - self._turned < STUCK_SECONDS

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ramnet.core.kernel import Decision, Evidence, Feature, Release, decide, parse_release
+from ramnet.host import helper
 from ramnet.host.probe import probe
 
 
@@ -21,5 +22,5 @@ class Kernel:
 def look_at_kernel() -> Kernel:
     """Probe the running kernel. Raises ``HostError`` where nothing can be tried."""
     release = parse_release(os.uname().release)
-    evidence = probe()
+    evidence = helper.kernel() if helper.configured() else probe()
     return Kernel(release, evidence, decide(release, evidence))

@@ -10,6 +10,7 @@ A socket belongs to the network namespace of the thread that opened it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +21,7 @@ from ramnet.errors import HostError
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
+SIOCGSKNS = 0x894C  # the network namespace of a socket, as a descriptor; since Linux 4.10
 
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
@@ -99,18 +101,62 @@ def error_of(payload: memoryview) -> int:
     return -int(struct.unpack_from("=i", payload)[0])
 
 
+def _adopted(descriptor: int) -> socket.socket:
+    """Take over an open socket of this kind and network namespace; OSError for any other."""
+    try:
+        found = socket.socket(fileno=descriptor)
+    except OSError:  # no socket at all
+        os.close(descriptor)
+        raise
+    try:
+        _check(found)
+        found.set_inheritable(False)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def _check(found: socket.socket) -> None:
+    if (found.family, found.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
+        raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
+    if not _is_of_this_namespace(found):
+        raise OSError(errno.EXDEV, "it belongs to another network namespace")
+
+
+def _is_of_this_namespace(found: socket.socket) -> bool:
+    namespace = fcntl.ioctl(found, SIOCGSKNS)
+    try:
+        return os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/net"))  # noqa: PTH116 - beside fstat
+    finally:
+        os.close(namespace)
+
+
 class NetfilterSocket:
     """One NETLINK_NETFILTER socket: calls that wait for an answer, or a reader that does not."""
 
-    def __init__(self, what: str, buffer_bytes: int = RECEIVE_BUFFER_BYTES) -> None:
-        """``what`` names the user of the socket in errors; ``buffer_bytes`` wait to be read."""
+    def __init__(
+        self,
+        what: str,
+        buffer_bytes: int = RECEIVE_BUFFER_BYTES,
+        *,
+        descriptor: int | None = None,
+    ) -> None:
+        """``what`` names the user of the socket in errors; ``buffer_bytes`` wait to be read.
+
+        ``descriptor`` is such a socket that is open already; it belongs to this object from then
+        on. Raises ``HostError``.
+        """
         self._what = what
         self._sequence = 0
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
-            self._socket.bind((0, 0))
+            if descriptor is not None:
+                self._socket = _adopted(descriptor)
+            else:
+                self._socket = socket.socket(
+                    socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+                )
+                self._socket.bind((0, 0))
             # An error quotes the message that caused it; without this a large one overflows us.
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         except OSError as err:
@@ -159,6 +205,25 @@ class NetfilterSocket:
         # Any process may send to our port id; only the kernel has port id 0.
         return data if sender[0] == 0 else b""
 
+    def take_waiting(self) -> tuple[list[bytes], int]:
+        """Return all that waits, and how often the kernel had to throw messages away.
+
+        A socket whose buffer is full hears no acknowledgement.
+        """
+        found: list[bytes] = []
+        overruns = 0
+        while True:
+            try:
+                data = self.receive_now()
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:
+                    raise HostError(f"{self._what}: netlink receive: {err.strerror}") from err
+                overruns += 1
+                continue
+            if data is None:
+                return found, overruns
+            found.append(data)
+
     def _receive(self) -> bytes:
         self._socket.settimeout(ANSWER_SECONDS)
         try:
@@ -173,17 +238,24 @@ class NetfilterSocket:
         finally:
             self._socket.settimeout(None)
 
-    def acknowledged(self, data: bytes, sequences: range) -> dict[int, int]:
+    def acknowledged(
+        self, data: bytes, sequences: range, aside: list[bytes] | None = None
+    ) -> dict[int, int]:
         """Send ``data`` and wait until each message of ``sequences`` is acknowledged.
 
         Returns ``{sequence: errno}`` of those that failed, empty when all is well. A failed
-        transaction may be answered for its begin alone; then that one is reported.
+        transaction may be answered for its begin alone; then that one is reported. Datagrams of
+        anything else that come meanwhile are put ``aside``.
         """
         self.send(data)
         waiting = set(sequences)
         failed: dict[int, int] = {}
         while waiting:
-            for kind, sequence, payload in messages(self._receive()):
+            datagram = self._receive()
+            found = tuple(messages(datagram))
+            if aside is not None and all(kind != NLMSG_ERROR for kind, _, _ in found):
+                aside.append(datagram)
+            for kind, sequence, payload in found:
                 if kind != NLMSG_ERROR:
                     continue
                 code = error_of(payload)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator
 
 from ramnet.core.events import AnswerCopy, QueryCopy
 from ramnet.core.packet import asks
-from ramnet.errors import HostError
+from ramnet.errors import HostError, OccupiedError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
 
@@ -44,17 +45,22 @@ BURST = 128
 class NflogReader:
     """Owns one NFLOG group and turns what arrives there into events."""
 
-    def __init__(self, group: int) -> None:
-        """Bind ``group``; raises ``HostError`` if it has an owner or the kernel has no NFLOG."""
+    def __init__(self, group: int, descriptor: int | None = None) -> None:
+        """Bind ``group``, or take over a socket that is bound to it, with the copies in it.
+
+        Raises ``OccupiedError`` if it has an owner, ``HostError`` if the kernel has no NFLOG.
+        """
+        self.number = group
         self.lost = 0
-        self._socket = NetfilterSocket("nflog")
+        self._waiting: deque[bytes] = deque()
+        self._socket = NetfilterSocket("nflog", descriptor=descriptor)
         try:
-            self._configure(group)
+            self._configure(group, bound=descriptor is not None)
         except BaseException:
             self._socket.close()
             raise
 
-    def _configure(self, group: int) -> None:
+    def _configure(self, group: int, *, bound: bool) -> None:
         head = netlink.NFGEN.pack(0, 0, group)
         # Deliver each packet at once: the default gathers them for a second.
         settings = (
@@ -62,13 +68,16 @@ class NflogReader:
             + attribute(NFULA_CFG_QTHRESH, struct.pack(">I", 1))
             + attribute(NFULA_CFG_TIMEOUT, struct.pack(">I", 1))
         )
-        for payload in (attribute(NFULA_CFG_CMD, bytes((NFULNL_CFG_CMD_BIND,))), settings):
+        bind = attribute(NFULA_CFG_CMD, bytes((NFULNL_CFG_CMD_BIND,)))
+        aside, self.lost = self._socket.take_waiting()
+        for payload in (settings,) if bound else (bind, settings):
             sequence = self._socket.next_sequence()
             flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
             data = netlink.message(NFULNL_MSG_CONFIG, flags, sequence, head + payload)
-            code = self._socket.acknowledged(data, range(sequence, sequence + 1)).get(sequence)
+            answers = self._socket.acknowledged(data, range(sequence, sequence + 1), aside)
+            code = answers.get(sequence)
             if code in (errno.EBUSY, errno.EPERM):
-                raise HostError(
+                raise OccupiedError(
                     f"NFLOG group {group} belongs to another process in this network namespace",
                     hint="another ramnet runs here; `ramnet status` tells, `ramnet off` ends it",
                 )
@@ -77,6 +86,7 @@ class NflogReader:
                     f"binding NFLOG group {group}: {os.strerror(code)}",
                     hint="the kernel needs CONFIG_NETFILTER_NETLINK_LOG",
                 )
+        self._waiting.extend(aside)
 
     def fileno(self) -> int:
         """Return the file descriptor to wait on."""
@@ -86,6 +96,11 @@ class NflogReader:
         """Give the group back."""
         self._socket.close()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether copies are there that ``fileno`` does not tell of."""
+        return bool(self._waiting)
+
     def read(self) -> Iterator[QueryCopy | AnswerCopy]:
         """Yield what has arrived, at most ``BURST`` datagrams; never blocks.
 
@@ -93,7 +108,7 @@ class NflogReader:
         """
         for _ in range(BURST):
             try:
-                data = self._socket.receive_now()
+                data = self._waiting.popleft() if self._waiting else self._socket.receive_now()
             except OSError as err:
                 if err.errno != errno.ENOBUFS:
                     raise HostError(f"nflog: netlink receive: {err.strerror}") from err

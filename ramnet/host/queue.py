@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from ramnet.errors import HostError
+from ramnet.errors import HostError, OccupiedError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
 
@@ -37,6 +37,10 @@ COPY_RANGE = 0xFFFF
 # answer is accounted with about 1 KiB.
 RECEIVE_BUFFER_BYTES = 32 * 1024 * 1024
 
+# The kernel numbers packets by 32 bits, from 1 on, and looks whether the difference of two is below
+# zero: these, one after the other, are behind every number.
+_LAST_IDENTS = (0x7FFF_FFFF, 0xFFFF_FFFF, 0x7FFF_FFFF)
+
 _ID = struct.Struct(">I")
 _NLA = struct.Struct("=HH")
 _VERDICT_HDR_LENGTH = 12
@@ -60,19 +64,27 @@ class Queued:
 class NfQueue:
     """Owns one queue number of the network namespace; binding it is a lock."""
 
-    def __init__(self, number: int) -> None:
-        """Bind; raises ``HostError`` when the number has an owner or the kernel has no NFQUEUE."""
+    def __init__(self, number: int, descriptor: int | None = None) -> None:
+        """Bind, or take over a socket that is bound; what waits there passes.
+
+        Raises ``OccupiedError`` when the number has an owner, ``HostError`` when the kernel has no
+        NFQUEUE.
+        """
+        self.number = number
         self.overruns = 0
         self._nfgen = netlink.NFGEN.pack(0, 0, number)
         self._payload_at = _FIRST_ATTRIBUTE
-        self._socket = NetfilterSocket("nfqueue", RECEIVE_BUFFER_BYTES)
+        self._socket = NetfilterSocket("nfqueue", RECEIVE_BUFFER_BYTES, descriptor=descriptor)
         try:
-            self._configure(number)
+            self._configure(number, bound=descriptor is not None)
+            if descriptor is not None:  # who knew what waits is gone
+                for ident in _LAST_IDENTS:
+                    self.accept(ident, up_to=True)
         except BaseException:
             self._socket.close()
             raise
 
-    def _configure(self, number: int) -> None:
+    def _configure(self, number: int, *, bound: bool) -> None:
         # Not GSO: of datagrams that were put together (UDP GRO) only the first would be read.
         flags = NFQA_CFG_F_FAIL_OPEN
         settings = (
@@ -82,13 +94,14 @@ class NfQueue:
             + attribute(NFQA_CFG_FLAGS, _ID.pack(flags))
         )
         bind = attribute(NFQA_CFG_CMD, struct.pack(">BBH", NFQNL_CFG_CMD_BIND, 0, 0))
-        for payload in (bind, settings):
+        self._socket.take_waiting()  # passes, unread
+        for payload in (settings,) if bound else (bind, settings):
             sequence = self._socket.next_sequence()
             kinds = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
             data = netlink.message(NFQNL_MSG_CONFIG, kinds, sequence, self._nfgen + payload)
             code = self._socket.acknowledged(data, range(sequence, sequence + 1)).get(sequence)
             if code in (errno.EBUSY, errno.EPERM):
-                raise HostError(
+                raise OccupiedError(
                     f"queue {number} belongs to another process in this network namespace",
                     hint="another ramnet runs here; `ramnet status` tells, `ramnet off` ends it",
                 )

@@ -39,6 +39,9 @@ JITTER = 0.2
 # come well within half of the shortest lease (300 s and 60 s of grace).
 BACKOFF_FIRST = 1.0
 BACKOFF_MAX = 120.0
+# While no server says anything at all the trouble is not the name's: a machine that gets its
+# network late is not to wait for the doubling. What failed is then due at the first answer.
+BACKOFF_SILENT = 10.0
 # Look-ups begun per second: a warm start of 10,000 names is spread over less than two minutes.
 RATE = 100.0
 
@@ -52,7 +55,14 @@ class _Entry:
 
 
 class LookupFailed(Exception):
-    """No server gave a usable answer; the message says what each did."""
+    """No server gave a usable answer; the message says what each did.
+
+    ``silent``: none of them said anything.
+    """
+
+    def __init__(self, message: str, *, silent: bool) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 class Resolver:
@@ -72,6 +82,8 @@ class Resolver:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(concurrency)
         self._interfaces: dict[Server, int] = {}
+        self._silent = False
+        self._answered = 0.0  # when a server last said something, in the loop's time
         self.ports: set[int] = set()
 
     def set_names(self, names: Iterable[HostName]) -> None:
@@ -91,10 +103,14 @@ class Resolver:
         ``interfaces`` holds, by address without zone, the index of the interface by which a
         server's answers must come in; of a server that is not there they may come by any.
         """
-        self._interfaces = dict(interfaces or {})
-        if servers == self.servers:
+        found = dict(interfaces or {})
+        if (servers, found) == (self.servers, self._interfaces):
             return
-        self.servers = servers
+        self.servers, self._interfaces = servers, found
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Make due at once what has failed."""
         now = asyncio.get_running_loop().time()
         for name, entry in self._entries.items():
             if entry.failures:
@@ -126,17 +142,22 @@ class Resolver:
                 await asyncio.sleep(1 / RATE)
 
     async def _refresh(self, name: HostName, entry: _Entry) -> None:
+        begin = asyncio.get_running_loop().time()
         try:
             results = await asyncio.gather(
                 self.lookup(name, TYPE_A), self.lookup(name, TYPE_AAAA), return_exceptions=True
             )
             if self._entries.get(name) is entry:
-                self._done(name, entry, results)
+                self._done(name, entry, results, begin)
         finally:
             self._slots.release()
 
     def _done(
-        self, name: HostName, entry: _Entry, results: Iterable[Answer | BaseException]
+        self,
+        name: HostName,
+        entry: _Entry,
+        results: Iterable[Answer | BaseException],
+        begin: float,
     ) -> None:
         """Report what each of the two look-ups gave, and put the name on the agenda again."""
         answers: list[Answer] = []
@@ -152,14 +173,26 @@ class Resolver:
         ttl = min((item.ttl for item in answers if item.addresses), default=0)
         if addresses:
             self._report(Resolved(name, addresses, ttl))
+        self._listen(answers, problems, begin)
         if problems:
             self._report(Unresolved(name, str(problems[0])))
             entry.failures += 1
-            wait = min(BACKOFF_FIRST * 2 ** min(entry.failures - 1, 16), BACKOFF_MAX)
+            most = min(BACKOFF_SILENT, BACKOFF_MAX) if self._silent else BACKOFF_MAX
+            wait = min(BACKOFF_FIRST * 2 ** min(entry.failures - 1, 16), most)
         else:
             entry.failures = 0
             wait = min(max(ttl, REFRESH_MIN), REFRESH_MAX)
         self._again(name, entry, wait)
+
+    def _listen(self, answers: list[Answer], problems: list[LookupFailed], begin: float) -> None:
+        """Note whether servers say anything at all; the first answer makes due what failed."""
+        if answers or not all(item.silent for item in problems):
+            self._answered = asyncio.get_running_loop().time()
+            if self._silent:
+                self._silent = False
+                self._hurry()
+        elif self._answered < begin:
+            self._silent = True
 
     def _again(self, name: HostName, entry: _Entry, wait: float) -> None:
         jittered = wait * (1 - JITTER * random.random())  # noqa: S311 - spreads load, no secret
@@ -172,6 +205,7 @@ class Resolver:
         ``LookupFailed``.
         """
         problems: dict[str, None] = {}
+        silent = True
         for server in self.servers * ROUNDS:
             interface = self._interfaces.get(without_zone(server))
             try:
@@ -181,8 +215,9 @@ class Resolver:
                 continue
             if answer.rcode in (NOERROR, NXDOMAIN):
                 return answer
+            silent = False
             problems.setdefault(f"{server}: rcode {answer.rcode}")
-        raise LookupFailed("; ".join(problems) or "there is no resolver to ask")
+        raise LookupFailed("; ".join(problems) or "there is no resolver to ask", silent=silent)
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

@@ -7,6 +7,7 @@ whether engines are told apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ramnet.core.config import ScopeMode
 from ramnet.core.scope import Group
 from ramnet.core.terms import TABLE
 from ramnet.errors import HostError
+from ramnet.host import helper
 from ramnet.host.bpf import mark_sockets, unmark_sockets
 from ramnet.host.cgroups import ATTEMPTS, NFT_ROOT, Groups, mount_point
 from ramnet.host.elements import Elements
@@ -66,13 +68,9 @@ class Scoping:
                 remove_marks(self._paths)
 
     def _mark_all(self) -> bool:
-        fresh = 0
-        for group in self.groups:
-            if mark_sockets(self._place(group), self._mark):
-                # At once: should the next group be gone, this one will not be fresh any more.
-                mark_existing(self._place(group), self._mark)
-                fresh += 1
-        return bool(fresh)
+        if helper.configured():
+            return helper.mark()
+        return mark_groups(map(self._place, self.groups), self._mark)
 
     def feed(self, elements: Elements) -> bool:
         """Make the kernel know the groups as they are now; tell whether it did not.
@@ -123,8 +121,21 @@ class Scoping:
             elements.close()
 
 
+def mark_groups(places: Iterable[Path], mark: int) -> bool:
+    """Mark the sockets of these groups, those that are there too; False when all were."""
+    fresh = 0
+    for place in places:
+        if mark_sockets(place, mark):
+            # At once: should the next group be gone, this one will not be fresh any more.
+            mark_existing(place, mark)
+            fresh += 1
+    return bool(fresh)
+
+
 def remove_marks(paths: tuple[str, ...]) -> int:
-    """Take our programs from the cgroups and return how many there were."""
+    """Take our programs from the cgroups and return how many there were. ``HostError``."""
+    if helper.configured():
+        return helper.unmark()
     try:
         mount = mount_point()
     except HostError:  # without a hierarchy there is nothing to mark by

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from ramnet.errors import HostError
+from ramnet.host import helper
+
 _FILES = ("udp", "udp6", "tcp", "tcp6")
 _TCP_LISTEN = "0A"
 # login.defs(5): the users of persons begin here; nobody (65534) is everybody's.
@@ -28,7 +31,7 @@ def owners_of(address: Addr, port: int, *, proc: str = "/proc") -> frozenset[int
     bound = dict(_bound(address, port, proc))
     if _free_for_all(port, proc):
         bound = {inode: uid for inode, uid in bound.items() if uid < FIRST_ORDINARY_USER}
-    return frozenset(bound.values()) | _holders(frozenset(bound), proc)
+    return frozenset(bound.values()) | _asked_holders(frozenset(bound), proc)
 
 
 def _bound(address: Addr, port: int, proc: str) -> Iterator[tuple[str, int]]:
@@ -56,11 +59,27 @@ def _free_for_all(port: int, proc: str) -> bool:
     return int(text) <= port
 
 
+# What the helper said last: while it is gone, a resolver is not cut off.
+_SAID: dict[frozenset[str], frozenset[int]] = {}
+
+
+def _asked_holders(inodes: frozenset[str], proc: str) -> frozenset[int]:
+    if not (helper.configured() and inodes):
+        return holders_of(inodes, proc)
+    try:
+        users = helper.holders(inodes)
+    except HostError:
+        return _SAID.get(inodes, frozenset())
+    _SAID.clear()
+    _SAID[inodes] = users
+    return users
+
+
 # Which processes hold which sockets: found by a look at every process, kept while it is true.
 _KNOWN: dict[frozenset[str], tuple[str, ...]] = {}
 
 
-def _holders(inodes: frozenset[str], proc: str) -> frozenset[int]:
+def holders_of(inodes: frozenset[str], proc: str = "/proc") -> frozenset[int]:
     """Return the users as whom the processes that hold these sockets act now."""
     if not inodes:
         return frozenset()

@@ -21,8 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "host": {"core", "errors"},
     "daemon": {"host", "core", "errors"},
+    "standby": {"host", "core", "errors"},
     "lab": {"daemon", "host", "core", "errors"},
-    "cli": {"lab", "daemon", "host", "core", "errors"},
+    "cli": {"lab", "daemon", "standby", "host", "core", "errors"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -243,8 +243,9 @@ def inner_run(
     """Run one test file under this repository's settings and conftest, in a copy."""
     (folder / "tests" / place).mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for name in ("conftest.py", "coverage_table.py"):
-        shutil.copy(ROOT / "tests" / name, folder / "tests")
+    (folder / "tests/vm").mkdir(exist_ok=True)
+    for name in ("conftest.py", "coverage_table.py", "vm/kernels.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
     (folder / "tests" / place / "test_inner.py").write_text(f"import os, pytest\n{test}\n")
     inherited = {k: v for k, v in os.environ.items() if k not in {"CI", "RAMNET_REQUIRE_ALL"}}
     return subprocess.run(

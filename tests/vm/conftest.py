@@ -1,18 +1,88 @@
-"""The image of the suite: made once, in the network namespace of the machine, where mirrors are."""
+"""What the tests in virtual machines share: an image for each chosen kernel, made once."""
 
 from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import CONFINEMENT
-from tests.vm.image import SUITE, Builder, ImageError
-from tests.vm.machine import Machine
+from tests.vm.bare import Bare
+from tests.vm.image import Builder, Image, ImageError, make_code_disk
+from tests.vm.kernels import Kernel, chosen
+from tests.vm.world import VmWorld
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a kernel on each that was chosen."""
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", chosen().kernels, ids=str, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked ``thorough``, unless all kernels are tried.
+
+    Left out and not skipped: in CI, where one kernel is tried, a skipped test is a failure.
+    """
+    if chosen().thorough:
+        return
+    dear = [item for item in items if item.get_closest_marker("thorough")]
+    if dear:
+        config.hook.pytest_deselected(items=dear)
+        items[:] = [item for item in items if item not in dear]
 
 
 @pytest.fixture(scope="session")
-def machine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """One of the chosen kernels."""
+    chosen_one: Kernel = request.param
+    return chosen_one
+
+
+@pytest.fixture(scope="session")
+def image(kernel: Kernel, pytestconfig: pytest.Config) -> Image:
+    """The image with that kernel."""
     try:
-        image = Builder(SUITE, pytestconfig.stash[CONFINEMENT].machine_fd).image()
+        return Builder(kernel, pytestconfig.stash[CONFINEMENT].machine_fd).image()
     except ImageError as err:  # in CI, where every test must run, this is a failure
         pytest.skip(str(err))
-    return Machine(image, tmp_path_factory.mktemp("vm"))
+
+
+@pytest.fixture(scope="session")
+def code_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The disk with the checkout."""
+    return make_code_disk(tmp_path_factory.mktemp("code"))
+
+
+@pytest.fixture(scope="session")
+def bare(image: Image, code_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Bare:
+    """Guests with that kernel and without anything else."""
+    return Bare(image, code_disk, tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def world(image: Image, code_disk: Path) -> Iterator[VmWorld]:
+    """A lab with a wire to a machine."""
+    with VmWorld(image, code_disk) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def installed(image: Image, code_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The disk of a machine whose plug was pulled as soon as ``bootstrap install`` had ended.
+
+    So whatever is based on it is also a test that an installation needs no clean shutdown.
+    """
+    from tests.vm.installing import install_on  # noqa: PLC0415 - made by the tests of installation
+
+    with VmWorld(image, code_disk) as world:
+        vm = world.machine()
+        vm.power_on()
+        install_on(vm)
+        vm.power_off()
+        kept = tmp_path_factory.mktemp("installed") / vm.disk.name
+        shutil.move(vm.disk, kept)
+    return kept

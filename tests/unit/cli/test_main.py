@@ -28,12 +28,15 @@ def test_the_verbs() -> None:
     assert set(cli.commands) == {
         "check",
         "run",
+        "lock",
         "status",
         "explain",
         "why",
         "policy",
         "off",
         "demo",
+        "wsl",
+        "helper",
         "version",
     }
     assert cli.commands["why"] is cli.commands["explain"]
@@ -68,7 +71,7 @@ def test_wrong_usage(ramnet: Run, arguments: tuple[str, ...]) -> None:
     assert said.out == ""
 
 
-@pytest.mark.parametrize("verb", ["check", "run", "off", "demo"])
+@pytest.mark.parametrize("verb", ["check", "run", "lock", "off", "demo"])
 def test_verbs_that_need_root(ramnet: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = ramnet(verb)

@@ -14,7 +14,7 @@ from ramnet.core.config import DnsMode, ScopeMode
 from ramnet.core.events import PolicyRejected
 from ramnet.core.modes import Modes
 from ramnet.core.policy import ClassMode, parse_policy
-from ramnet.core.report import Facts, status_report
+from ramnet.core.report import Facts, standby_report, status_report
 from ramnet.core.scope import Scope
 from ramnet.core.terms import Rung
 from ramnet.errors import ControlError
@@ -81,7 +81,6 @@ def test_no_daemon_is_running_as_json(ramnet: Run, tmp_path: Path) -> None:
     [
         ("enforcing", 0),
         ("auditing", 0),
-        ("standby", 0),
         ("degraded", 4),
         ("locked-down", 4),
         ("paused", 4),
@@ -97,6 +96,33 @@ def test_exit_codes_of_states(
         said = ramnet("status", "--runtime-dir", str(tmp_path), *arguments)
         assert (said.code, said.err) == (code, "")
         assert state in said.out
+
+
+def test_one_that_stands_by_is_well_and_says_whose_rules_hold(
+    ramnet: Run, tmp_path: Path, daemon: dict[str, Answer]
+) -> None:
+    daemon["status"] = standby_report("0.1.0", 7, "6.12.0")
+    said = ramnet("status", "--runtime-dir", str(tmp_path))
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines() == [
+        "state      standby: another ramnet enforces its own policy in this network namespace",
+        "hint: its `ramnet status` tells what is enforced; this one takes over from it",
+    ]
+    said = ramnet("status", "--json", "--runtime-dir", str(tmp_path))
+    assert (said.code, json.loads(said.out)) == (0, daemon["status"])
+
+
+def test_one_that_stands_by_claims_nothing() -> None:
+    """Whoever reads the JSON of one state reads that of another: the keys are the same."""
+    said, other = standby_report("0.1.0", 7, "6.12.0"), report()
+    assert set(said) - {"because"} <= set(other)
+    assert (said["schema"], said["pid"], said["kernel"]) == (other["schema"], 7, "6.12.0")
+    for name in ("scope", "dns", "policy", "classes"):
+        assert set(said[name]) <= set(other[name]), name
+    assert set(said["classes"]) == set(other["classes"])
+    for judged in said["classes"].values():
+        assert (judged["wanted"], judged["enforced"]) == ("unknown", "unknown")
+    assert "enforcing" not in json.dumps(said)
 
 
 def test_json_is_what_the_daemon_said(

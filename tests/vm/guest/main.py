@@ -1,4 +1,4 @@
-"""What is tried inside a virtual machine. Run by ``init``; prints what it found as JSON.
+"""What is tried inside a virtual machine. Run by the agent; prints what it found as JSON.
 
 Facts only: the test outside judges them. A step that fails is in the result with its traceback.
 """

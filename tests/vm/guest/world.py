@@ -61,6 +61,7 @@ def enter(netns: str) -> list[str]:
 
 def make() -> None:
     """Make both namespaces and the wire between them."""
+    Path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\n", encoding="ascii")
     # By itself a machine of this size follows 8,192 connections, and drops what begins another.
     Path("/proc/sys/net/netfilter/nf_conntrack_max").write_text("65536", encoding="ascii")
     subprocess.run(["ip", "-batch", "-"], input=_NETWORK, text=True, check=True)

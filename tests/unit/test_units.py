@@ -1,0 +1,169 @@
+"""The units as systemd reads them, and how little the daemon is left with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEMD = ROOT / "systemd"
+UNITS = sorted(path.name for path in (*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.slice")))
+ENGINES = ("docker", "containerd", "podman", "buildkit")
+EXPOSURE = 2.0
+ANALYZE = shutil.which("systemd-analyze")
+LOCK = "/opt/ramnet/current/libexec/ramnet-lock"
+
+needs_systemd = pytest.mark.skipif(
+    ANALYZE is None and os.environ.get("CI") != "true", reason="needs systemd-analyze"
+)
+
+
+def settings(name: str) -> dict[str, list[str]]:
+    """Return what a unit sets, each key with all its values in order."""
+    found: dict[str, list[str]] = {}
+    for line in (SYSTEMD / name).read_text("utf-8").splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith(("#", "[")):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def words(name: str, key: str) -> set[str]:
+    """Return the words of all lines of a key."""
+    return {word for value in settings(name).get(key, []) for word in value.split()}
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", "--no-pager", *arguments], check=False, capture_output=True, text=True
+    )
+
+
+# --- as systemd reads them
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The file system of a machine on which all of it, and an engine of each kind, is installed."""
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    for name in UNITS:
+        shutil.copy(SYSTEMD / name, folder)
+    for program in programs():
+        place = tmp_path / program.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("#!/bin/sh\n", encoding="utf-8")
+        place.chmod(0o755)
+    for name in ENGINES:
+        text = "[Service]\nType=notify\nExecStart=/usr/bin/dockerd\n"
+        (folder / f"{name}.service").write_text(text, encoding="utf-8")
+        drop_in = folder / f"{name}.service.d"
+        drop_in.mkdir()
+        shutil.copy(SYSTEMD / "engine.conf", drop_in / "10-ramnet.conf")
+    # What the others refer to is the distribution's.
+    for name in ("network-pre", "multi-user", "shutdown", "local-fs", "sysinit", "basic"):
+        (folder / f"{name}.target").write_text("[Unit]\nDescription=x\n", encoding="utf-8")
+    return tmp_path
+
+
+def programs() -> Iterator[str]:
+    for name in (*UNITS, "engine.conf"):
+        for key in ("ExecStart", "ExecStartPre"):
+            yield from (value.lstrip("-+").split()[0] for value in settings(name).get(key, []))
+    yield "/usr/bin/dockerd"
+
+
+@needs_systemd
+def test_systemd_finds_nothing_to_complain_about(machine: Path) -> None:
+    names = [*UNITS, *(f"{name}.service" for name in ENGINES)]
+    done = analyze("verify", "--man=no", "--generators=no", f"--root={machine}", *names)
+    said = done.stdout + done.stderr
+    assert (done.returncode, said) == (0, "")
+
+
+@needs_systemd
+def test_a_fault_in_a_unit_is_found(machine: Path) -> None:
+    """The control."""
+    unit = machine / "etc/systemd/system/ramnet.service"
+    unit.write_text(unit.read_text("utf-8").replace("WatchdogSec=", "WatchdogSecs="), "utf-8")
+    done = analyze("verify", "--man=no", "--generators=no", f"--root={machine}", "ramnet.service")
+    assert "WatchdogSecs" in done.stderr
+
+
+@needs_systemd
+def test_the_daemon_is_left_with_little() -> None:
+    done = analyze("security", "--offline=true", str(SYSTEMD / "ramnet.service"))
+    found = re.search(r"Overall exposure level for ramnet.service: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    assert float(found[1]) <= EXPOSURE, done.stdout
+    # Anything more than this would have to go through the helper.
+    assert words("ramnet.service", "CapabilityBoundingSet") == {"CAP_NET_ADMIN"}
+
+
+# --- what they promise
+
+
+def test_engines_start_only_with_rules_in_force() -> None:
+    """The start itself depends on it: a job that failed by a dependency is never tried again."""
+    assert settings("engine.conf")["ExecStartPre"] == [f"+{LOCK}"]
+    assert settings("engine.conf")["StartLimitIntervalSec"] == ["0"]
+    assert settings("engine.conf")["Slice"] == ["ramnetengines.slice"]
+    assert {"ramnet-lock.service", "ramnet.service"} <= words("engine.conf", "After")
+
+
+@pytest.mark.parametrize("key", ["Requires", "Requisite", "BindsTo", "PartOf"])
+def test_no_engine_is_restarted_with_us(key: str) -> None:
+    """By any of these a restart of ours would be one of the engine, and end its containers."""
+    assert key not in settings("engine.conf")
+
+
+def test_the_lock_comes_before_any_network() -> None:
+    assert "network-pre.target" in words("ramnet-lock.service", "Before")
+    assert "network-pre.target" in words("ramnet-lock.service", "Wants")
+    assert settings("ramnet-lock.service")["DefaultDependencies"] == ["no"]
+    # Which flushes every rule, at its start and at its end.
+    assert "nftables.service" in words("ramnet-lock.service", "After")
+    assert "shutdown.target" in words("ramnet-lock.service", "Conflicts")
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_no_condition_stands_for_success(name: str) -> None:
+    assert not [key for key in settings(name) if key.startswith("Condition")]
+
+
+@pytest.mark.parametrize("name", ["ramnet.service", "ramnet-helper.service"])
+def test_nothing_gives_up(name: str) -> None:
+    assert settings(name)["StartLimitIntervalSec"] == ["0"]
+    assert settings(name)["Restart"] in (["on-failure"], ["always"])
+
+
+def test_a_lock_that_fails_does_not_keep_the_network_waiting() -> None:
+    """The start of a oneshot that is tried again is not over. Engines do try again."""
+    assert "Restart" not in settings("ramnet-lock.service")
+    assert settings("ramnet-lock.service")["TimeoutStartSec"] == ["90"]
+    assert settings("ramnet.service")["ExecStartPre"] == [f"-+{LOCK}"]
+
+
+def test_a_daemon_that_was_turned_off_stays_off() -> None:
+    """`ramnet off` ends it with status 0."""
+    assert settings("ramnet.service")["Restart"] == ["on-failure"]
+
+
+def test_the_slice_is_at_the_top() -> None:
+    """A dash would put it below another slice; rules and defaults name it as it is."""
+    assert not [name for name in UNITS if name.endswith(".slice") and "-" in name]
+    assert "ramnet-lock.service" in words("ramnetengines.slice", "After")
+    assert "ramnetengines.slice" not in words("ramnet-lock.service", "After")  # a cycle
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_name_the_release_in_use(name: str) -> None:
+    for key in ("ExecStart", "ExecStartPre", "ExecStop"):
+        for value in settings(name).get(key, []):
+            assert value.lstrip("-+").startswith("/opt/ramnet/current/"), value
