@@ -21,7 +21,8 @@ LOOK_SECONDS = 1.0
 # somebody else may take marks away without a word.
 PROBE_AGAIN_SECONDS = 5.0
 PROBE_EVERY_SECONDS = 30.0
-# A group that was made anew under a probe makes it fail: only the second failure in a row is told.
+# A group that was made anew under a probe makes it fail, and so does a machine too busy to start
+# its process in time: only the second failure in a row is told.
 PROBES = 2
 
 
@@ -114,8 +115,9 @@ class ScopeKeeper:
         for _ in range(PROBES):
             self._unproven.clear()
             problem = await asyncio.to_thread(self._scoping.probe)
-            if not problem or (self._table_is_ours() and not self._unproven.is_set()):
+            if not problem:
                 break
+            self._table_is_ours()  # else it is put back before the next one
         self._say(self._unfed or problem)
 
     def _say(self, problem: str) -> None:

@@ -127,8 +127,12 @@ class Monitor:
 
     def __init__(self, path: Path) -> None:
         self._lines = Lines(path)
-        self._lines.receive(MONITOR_SECONDS)  # the greeting
-        self.do("qmp_capabilities")
+        try:
+            self._lines.receive(MONITOR_SECONDS)  # the greeting
+            self.do("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connection."""

@@ -26,14 +26,17 @@ class Bare:
     code: Path
     folder: Path
 
-    def run(self, case: str, *, seconds: float, blacklist: Sequence[str] = ()) -> dict[str, Any]:
+    def run(
+        self, case: str, *args: str, seconds: float, blacklist: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Boot, run a case of the guest for at most ``seconds``, and return what it found."""
         work = self.folder / case
         work.mkdir()
         vm = Vm(self.image, work, self.code, init=BARE, blacklist=blacklist)
         try:
             vm.power_on()
-            done = vm.run(f"{PYTHON} -m tests.vm.guest.main {case}", seconds=seconds, check=False)
+            script = f"{PYTHON} -m tests.vm.guest.main {' '.join((case, *args))}"
+            done = vm.run(script, seconds=seconds, check=False)
         finally:
             vm.power_off()
         try:

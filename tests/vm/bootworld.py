@@ -148,8 +148,12 @@ TALKER = "talker"
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A packet that came from the machine and went to a refused address."""
+    """A packet that came from the machine and went to a refused address.
 
+    ``time`` is in seconds of the system clock outside: it tells in which boot that was.
+    """
+
+    time: float
     protocol: str
     destination: IPv4Address | IPv6Address
     port: int
@@ -181,7 +185,7 @@ def _sent(frame: Frame) -> Sent | None:
     if protocol == 6 and syn_of(frame) is None:
         return None
     port = struct.unpack_from(">H", payload, 2)[0] if protocol in _NAMES else 0
-    return Sent(_NAMES.get(protocol, str(protocol)), destination, port)
+    return Sent(frame.time, _NAMES.get(protocol, str(protocol)), destination, port)
 
 
 class Trouble:
@@ -216,8 +220,9 @@ class Trouble:
         )
 
     def with_ramnet(self) -> None:
-        """Put it back, for the next boot."""
+        """Put it back, for the next boot, and end this one: nothing judges what it sends."""
         self.vm.run(f"tar -C {_SYSTEM} -xf {_AWAY} && docker rm --force refused && sync")
+        self.vm.power_off()
 
     def put_policy(self, text: str) -> None:
         """Write the policy as careful editors do, and to the disk."""

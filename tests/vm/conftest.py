@@ -23,16 +23,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked ``thorough``, unless all kernels are tried.
+    """Leave out what is dear, unless all kernels are tried, and what a kernel is too old for.
 
     Left out and not skipped: in CI, where one kernel is tried, a skipped test is a failure.
     """
-    if chosen().thorough:
-        return
-    dear = [item for item in items if item.get_closest_marker("thorough")]
-    if dear:
-        config.hook.pytest_deselected(items=dear)
-        items[:] = [item for item in items if item not in dear]
+    left_out = [item for item in items if _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if item.get_closest_marker("thorough") and not chosen().thorough:
+        return True
+    # A module may say SINCE = (major, minor): of older kernels there is nothing to be said there.
+    since = getattr(getattr(item, "module", None), "SINCE", None)
+    callspec = getattr(item, "callspec", None)
+    kernel = callspec.params.get("kernel") if callspec is not None else None
+    return since is not None and kernel is not None and kernel.before(*since)
 
 
 @pytest.fixture(scope="session")

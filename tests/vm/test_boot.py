@@ -95,9 +95,10 @@ def test_a_daemon_that_cannot_start_and_a_broken_policy_on_a_read_only_etc(
     trouble: Trouble, vm: Vm, world: VmWorld
 ) -> None:
     """Engines start, and are locked; then one cause after the other goes."""
-    trouble.put_policy(BROKEN_POLICY)
-    vm.run(f"mv {VENV} {VENV}.away && echo '/etc /etc none bind,ro 0 0' >>/etc/fstab && sync")
     with world.capture(everything=True) as capture:
+        vm.power_on()
+        trouble.put_policy(BROKEN_POLICY)
+        vm.run(f"mv {VENV} {VENV}.away && echo '/etc /etc none bind,ro 0 0' >>/etc/fstab && sync")
         vm.reset()
         for unit in UNITS:
             trouble.is_refused(unit, BOOT_SECONDS)

@@ -16,6 +16,9 @@ from tests.vm.guest.egress import CHILDREN
 # With the making of the image, which the first test waits for.
 pytestmark = pytest.mark.timeout(1200)
 
+# The egress hook. That ``check`` names it where it is missing is in test_rungs.py.
+SINCE = (5, 16)
+
 SECONDS = 400.0  # a sixth of that on an idle machine
 CONNECTED, TIMEOUT = ["connected"] * 2, ["timeout"] * 2
 

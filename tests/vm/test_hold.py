@@ -1,7 +1,7 @@
 """Mode ``hold`` on a kernel of a distribution, with its modules or without some of them.
 
 The machines where tests run may have no queue of nftables (``NFT_QUEUE=n``): here is where the
-native rung is tried. The kernel of bookworm (6.1) also cannot change the timeout of an element.
+native rung is tried. A kernel before 6.12 also cannot change the timeout of an element.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from typing import Any
 import pytest
 
 from tests.vm.bare import Bare
-from tests.vm.guest.main import FEW_NAMES, NAMES
+from tests.vm.guest.main import FEW_NAMES, MANY_NAMES
+from tests.vm.kernels import chosen
 
 # With the making of the image, which the first test waits for.
 pytestmark = pytest.mark.timeout(1200)
 
 LOWER_SECONDS = 300.0  # a tenth of that on an idle machine
-NATIVE_SECONDS = 600.0
+NATIVE_SECONDS = 1000.0
+# Five minutes on a machine that does something else as well: as many as there may be only where all
+# kernels are tried, which takes its time anyway.
+NAMES = MANY_NAMES if chosen().thorough else 2_000
 STOP_COSTS_SECONDS = 2.0
+MAY_BE_LATE = 0.01  # of the answers, on a machine that does a lot besides; else none is
 
 
 @pytest.fixture(scope="module")
 def native(bare: Bare) -> dict[str, Any]:
     """What was found on a kernel that has everything: one boot for all that is judged here."""
-    return bare.run("native", seconds=NATIVE_SECONDS)
+    return bare.run("native", str(NAMES), seconds=NATIVE_SECONDS)
 
 
 def test_native_rung_is_chosen_on_evidence(native: dict[str, Any]) -> None:
@@ -42,9 +47,15 @@ def test_no_syn_is_refused_or_dropped(native: dict[str, Any]) -> None:
     """
     assert native["counted"]["refused"] == 1
     race = native["race"]
-    wanted = ("asked", "answered", "connected", "reached", "held")
+    wanted = ("asked", "answered", "held")
     assert {key: race[key] for key in wanted} == dict.fromkeys(wanted, NAMES), race
-    none = ("refused", "dropped", "write_failures", "overruns")
+    # No answer is held for ever. Where the machine was that slow, one may have gone before its
+    # address was there: then, and only then, its SYN may have been refused.
+    late = race["released_late"]
+    assert late <= NAMES * MAY_BE_LATE, race
+    assert min(race["connected"], race["reached"]) >= NAMES - late, race
+    assert race["refused"] <= late, race
+    none = ("dropped", "write_failures", "overruns")
     assert {key: race[key] for key in none} == dict.fromkeys(none, 0), race
     assert race["leases"] >= NAMES
 
@@ -85,6 +96,7 @@ def test_lease_is_extended_before_it_runs_out(native: dict[str, Any]) -> None:
     assert extended["asked_again"] == "connected"
 
 
+@pytest.mark.thorough
 def test_without_nft_queue_the_compat_rung_is_chosen(bare: Bare) -> None:
     found = bare.run("compat", seconds=LOWER_SECONDS, blacklist=("nft_queue",))
     features = found["check"]["features"]
@@ -98,6 +110,7 @@ def test_without_nft_queue_the_compat_rung_is_chosen(bare: Bare) -> None:
     assert (race["refused"], race["dropped"]) == (0, 0)
 
 
+@pytest.mark.thorough
 def test_without_any_queue_answers_are_observed(bare: Bare) -> None:
     """A SYN may be first here: one to an unknown address is dropped, and judged when it returns."""
     modules = ("nft_queue", "xt_NFQUEUE")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ from tests.vm.installing import (
     wait_enforcing,
 )
 from tests.vm.kernels import Kernel
-from tests.vm.vm import Vm
+from tests.vm.vm import Vm, VmError
 from tests.vm.world import VmWorld
 
 pytestmark = pytest.mark.timeout(900)
@@ -140,7 +141,7 @@ def test_without_ramnet_all_is_pulled(machine: Machine, world: VmWorld) -> None:
         assert machine.pull(REFUSED[0])
         assert capture.to(EVIL)
     # Its shim would keep containerd in the cgroup where it is.
-    machine.vm.run(f"{RUN} --restart always --name early {REFUSED[0]} sleep 100000", seconds=90)
+    machine.vm.run(f"{RUN} --name early {REFUSED[0]} sleep 100000", seconds=90)
     machine.snapshot = machine.vm.run(SNAPSHOT).out
 
 
@@ -299,7 +300,13 @@ def test_after_a_reboot_it_is_in_force(machine: Machine, world: VmWorld) -> None
     vm = machine.vm
     with world.capture() as capture:
         vm.reboot()
-        vm.settle()
+        try:
+            vm.settle()
+        except VmError:
+            sys.stdout.write(
+                vm.run("journalctl --boot --output short-monotonic --lines 300", check=False).out
+            )
+            raise
         assert not capture.to((*EVIL, *GHCR))
     wait_enforcing(vm)
     machine.judged(world)

@@ -6,7 +6,6 @@ far side judges, from the moment that it is switched on.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,7 +44,7 @@ class VmWorld:
         self.image = image
         self.lab = Lab(records=records, ttl=ttl)
         self._code = code
-        self._numbers = itertools.count(1)
+        self._machines: list[Vm] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -78,9 +77,12 @@ class VmWorld:
     ) -> Vm:
         """Make a machine over the image or over the disk of one that was shut down.
 
-        It is switched off, and ends with the world.
+        It is switched off, and ends with the world; so do now those that were made before: there
+        is one wire.
         """
-        folder = self.lab.directory / f"vm{next(self._numbers)}"
+        for other in self._machines:
+            other.power_off()
+        folder = self.lab.directory / f"vm{len(self._machines)}"
         folder.mkdir()
         image = base if isinstance(base, Image) else self.image
         vm = Vm(
@@ -93,6 +95,7 @@ class VmWorld:
             blacklist=blacklist,
         )
         self._stack.callback(vm.power_off)
+        self._machines.append(vm)
         return vm
 
     def trust(self, vm: Vm) -> None:

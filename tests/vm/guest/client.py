@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 RESOLVER = ("203.0.113.54", 53)
 PORT = 443
-AT_ONCE = 8  # emulated processors sleep and wake slowly: one name at a time is mostly that
+AT_ONCE = 4  # emulated processors sleep and wake slowly: one name at a time is mostly that
 IDLE_SECONDS = 20.0  # nothing has come for so long: the rest never will
 SLOW_SECONDS = 0.9  # a SYN that was lost is sent again after 1 s
 
