@@ -71,6 +71,7 @@ class Manager:
         self.path = path
         self.said: list[tuple[float, str]] = []
         self._kept: list[tuple[str, int]] = []
+        self._stopped = False
         self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -94,10 +95,16 @@ class Manager:
         return Counter(name for name, _ in self.kept)
 
     def drop(self) -> None:
-        """Let go of everything, as at `systemctl stop`."""
+        """Let go of everything, as at `systemctl stop`, and of what is still on its way."""
         with self._lock:
+            self._stopped = True
             while self._kept:
                 os.close(self._kept.pop()[1])
+
+    def begin(self) -> None:
+        """Listen to what is started now."""
+        with self._lock:
+            self._stopped = False
 
     def put(self, name: str, descriptor: int) -> None:
         """Have something kept that no service asked for, in the place of what has its name."""
@@ -125,7 +132,10 @@ class Manager:
                 time.sleep(CLOSE_SECONDS)
                 self._forget(lines["FDNAME"])
             with self._lock:
-                if lines.get("FDSTORE") == "1":
+                if self._stopped:
+                    for number in descriptors:
+                        os.close(number)
+                elif lines.get("FDSTORE") == "1":
                     assert lines["FDPOLL"] == "0", "a netlink socket that overran is polled out"
                     self._kept += [(lines["FDNAME"], number) for number in descriptors]
             self.said.append((time.monotonic(), text))
@@ -145,6 +155,7 @@ class Service(PatchedDaemon):
 
     def start(self, *, wait: bool = True) -> None:
         self._starts += 1
+        self.manager.begin()
         kept = self.manager.kept if self.passes else []
         argv = [sys.executable, "-m", "ramnet", "run", "--standby"]
         argv += ["--policy", str(self.policy_file), "--config", str(self.config_file)]
