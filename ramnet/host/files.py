@@ -7,8 +7,10 @@ appears later, and a look costs microseconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,41 @@ def read_limited(path: str, limit: int) -> bytes:
     if len(data) > limit:
         raise HostError(f"{path} is larger than {limit} bytes")
     return data
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step, with the mode and owner that it had; a link stays one.
+
+    A new one is readable for all. A power cut leaves what was there, or this. Raises ``OSError``.
+    """
+    path = path.resolve()
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as beside:
+            beside.write(data)
+            beside.flush()
+            try:
+                was = path.stat()
+                os.fchown(descriptor, was.st_uid, was.st_gid)
+                os.fchmod(descriptor, was.st_mode & 0o7777)
+            except FileNotFoundError:
+                os.fchmod(descriptor, 0o644)
+            os.fsync(descriptor)
+        Path(name).rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_config(path: str) -> Config:

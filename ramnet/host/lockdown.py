@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 from ramnet.core.catalog import load_catalog
@@ -17,6 +14,7 @@ from ramnet.errors import HostError
 from ramnet.host.cgroups import mount_point
 from ramnet.host.clock import today
 from ramnet.host.elements import Elements
+from ramnet.host.files import replace_file
 from ramnet.host.kernel import look_at_kernel
 from ramnet.host.nft import Nft
 from ramnet.host.scoping import Scoping
@@ -39,20 +37,7 @@ def write_locked(state_dir: str, text: str) -> bool:
     if _read(file) == text:
         return False
     try:
-        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}-", dir=file.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as beside:
-                beside.write(text)
-                beside.flush()
-                os.fchmod(descriptor, 0o644)
-                os.fsync(descriptor)
-            Path(name).rename(file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-        _sync_directory(file.parent)
+        replace_file(file, text.encode())
     except OSError as err:
         raise HostError(
             f"{file} cannot be written: {err.strerror}",
@@ -66,14 +51,6 @@ def _read(file: Path) -> str:
         return file.read_text("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def lock(config: Config, state_dir: str, *, load: bool = True) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,7 +23,7 @@ from ramnet.errors import HostError, UnsupportedKernel
 from ramnet.host.bpf import marks
 from ramnet.host.cgroups import mount_point
 from ramnet.host.elements import Elements
-from ramnet.host.files import read_limited
+from ramnet.host.files import read_limited, replace_file
 
 ROOT = Path("/")
 HOOK = "/opt/ramnet/current/libexec/ramnet-boot"
@@ -290,7 +289,7 @@ def carry_out(plan: Plan, root: Path = ROOT) -> None:
             if change.after is None:
                 path.unlink(missing_ok=True)
             else:
-                _write(path, change.after)
+                replace_file(path, change.after)
         except OSError as err:
             raise HostError(f"{path} cannot be written: {err.strerror}") from err
     with contextlib.suppress(OSError):  # missing, or it holds something that is not ours
@@ -306,29 +305,6 @@ def _run(argv: tuple[str, ...]) -> None:
         raise HostError(f"{argv[0]} cannot be run: {err.strerror}") from err
     if done.returncode:
         raise HostError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or done.returncode}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file in one step, with the mode and owner that it had; a link stays one."""
-    path = path.resolve()
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as beside:
-            beside.write(data)
-            beside.flush()
-            try:
-                was = path.stat()
-                os.fchown(descriptor, was.st_uid, was.st_gid)
-                os.fchmod(descriptor, was.st_mode & 0o7777)
-            except FileNotFoundError:
-                os.fchmod(descriptor, 0o644)
-            os.fsync(descriptor)
-        Path(name).rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
 
 
 # --- what can be seen of the network
