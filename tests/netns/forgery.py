@@ -209,8 +209,9 @@ def stage(lab: Lab, where: Where) -> Iterator[Stage]:
                 local_resolver(lab.client, log, where.address, UPSTREAM, user=where.user)
             )
         lab.client.set_resolvers(where.address)
-        daemon = stack.enter_context(patched(lab, where.patch, POLICY, CONFIG))
+        # Only once the daemon is gone: it would put the table back, for the next one to adopt.
         stack.callback(remove_rules, lab.client)
+        daemon = stack.enter_context(patched(lab, where.patch, POLICY, CONFIG))
         sockets = stack.enter_context(ExitStack())
         yield Stage(lab, where, script, daemon, truth, sockets)
 

@@ -88,11 +88,11 @@ class House:
 
     @contextmanager
     def daemon(self, text: str, patch: str = "") -> Iterator[Daemon]:
-        with patched(self.lab, patch, text, CONFIG) as daemon:
-            try:
+        try:
+            with patched(self.lab, patch, text, CONFIG) as daemon:
                 yield daemon
-            finally:
-                remove_rules(self.client)
+        finally:
+            remove_rules(self.client)
 
     def ask(
         self,

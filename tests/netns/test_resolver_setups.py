@@ -73,11 +73,11 @@ class House:
 
     @contextmanager
     def daemon(self, patch: str = "") -> Iterator[Daemon]:
-        with patched(self.lab, patch, POLICY, CONFIG) as daemon:
-            try:
+        try:
+            with patched(self.lab, patch, POLICY, CONFIG) as daemon:
                 yield daemon
-            finally:
-                remove_rules(self.client)
+        finally:
+            remove_rules(self.client)
 
     def look_up(self, server: str, name: str, protocol: str, own: str = "") -> str:
         """Ask as a program of the client does, and return the address that is in the answer."""

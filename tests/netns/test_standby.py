@@ -91,11 +91,11 @@ class Two:
 def two(house: House, request: pytest.FixtureRequest) -> Iterator[Two]:
     text = config(house.lab, request.param)
     with ExitStack() as stack:
+        stack.callback(remove_rules, house.lab.client)
         first, second = (
             stack.enter_context(standing(place, house.folder(), policy(registry), text))
             for place, registry in ((house.lab.client, CORP_REGISTRY), (house.other, DUAL_REGISTRY))
         )
-        stack.callback(remove_rules, house.lab.client)
         first.start()
         wait_leases(first, 1)
         second.start(wait=False)

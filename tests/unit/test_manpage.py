@@ -30,7 +30,10 @@ def section(title: str) -> str:
 
 def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
     """Yield every command that is not hidden, by its whole name."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, *above, name)
         elif not command.hidden:

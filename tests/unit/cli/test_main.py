@@ -24,8 +24,13 @@ def test_the_version(ramnet: Run) -> None:
     assert (said.code, said.out) == (0, f"ramnet {__version__}\n")
 
 
+def verbs() -> dict[str, click.Command | None]:
+    context = click.Context(cli)
+    return {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+
+
 def test_the_verbs() -> None:
-    assert set(cli.commands) == {
+    assert set(verbs()) == {
         "check",
         "run",
         "lock",
@@ -39,10 +44,21 @@ def test_the_verbs() -> None:
         "helper",
         "version",
     }
-    assert cli.commands["why"] is cli.commands["explain"]
+    assert verbs()["why"] is verbs()["explain"]
+    assert None not in verbs().values()
 
 
-@pytest.mark.parametrize("verb", [(), *((name,) for name in cli.commands), ("policy", "init")])
+def test_a_verb_starts_without_what_others_need() -> None:
+    script = "import sys; from ramnet.cli.main import main; sys.argv[1:] = ['status', '--help']"
+    script += "\ntry: main()\nfinally: print(*sorted(sys.modules))"
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ramnet.cli.status" in loaded
+    assert not {"pydantic", "pyroute2", "dnslib", "ramnet.cli.check"} & loaded
+
+
+@pytest.mark.parametrize("verb", [(), *((name,) for name in verbs()), ("policy", "init")])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_says_something_about_every_verb(
     ramnet: Run, verb: tuple[str, ...], option: str
