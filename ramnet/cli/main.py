@@ -21,7 +21,7 @@ ALIASES = {"why": "explain"}
 class Verbs(click.Group):
     """The verbs, each imported when it is first asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click has it
         """Give the names of all verbs, sorted."""
         return sorted({*self.commands, *VERBS, *ALIASES})
 

@@ -31,13 +31,22 @@ def test_all_are_taken_in_their_order() -> None:
     assert [str(kernel) for kernel in choose(ALL, COMMIT).kernels] == list(KERNELS)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "thorough"),
+    [("", False), ("6.1", False), ("6.1,5.10,thorough", True), ("thorough", True), (ALL, True)],
+)
+def test_what_is_dear_is_tried_where_it_is_asked_for(wanted: str, thorough: bool) -> None:
+    assert choose(wanted, COMMIT).thorough is thorough
+
+
 def test_without_a_commit_there_is_one_all_the_same() -> None:
     assert len(choose("", "").kernels) == 1
 
 
 def test_unknown_kernel_is_an_error_that_names_the_known() -> None:
-    with pytest.raises(KernelError, match=r"'7\.1'; known are 5\.10, 6\.1, 6\.12, newest, all"):
-        choose("7.1", COMMIT)
+    known = r"'7\.1' is not one of 5\.10, 6\.1, 6\.12, newest, all, thorough"
+    with pytest.raises(KernelError, match=known):
+        choose("6.1,7.1", COMMIT)
 
 
 def test_age_is_told_by_version() -> None:

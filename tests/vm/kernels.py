@@ -15,6 +15,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 VARIABLE = "RAMNET_VM_KERNEL"
 ALL = "all"
+THOROUGH = "thorough"  # beside the name of a kernel: what is dear is tried there as well
 
 
 class KernelError(Exception):
@@ -61,28 +62,33 @@ class Choice:
 
     kernels: tuple[Kernel, ...]
     reason: str
-
-    @property
-    def thorough(self) -> bool:
-        """Whether the run may take its time: what is dear is tried as well."""
-        return len(self.kernels) > 1
+    thorough: bool = False
+    """Whether the run may take its time: what is dear is tried as well."""
 
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.kernels))} ({self.reason})"
 
 
 def choose(wanted: str, commit: str) -> Choice:
-    """Choose by the value of the variable, which may be empty, and the hash of the commit."""
+    """Choose by the value of the variable, which may be empty, and the hash of the commit.
+
+    The variable lists names of kernels and perhaps ``thorough``, with commas, or is ``all``.
+    """
     if wanted == ALL:
-        return Choice(tuple(KERNELS.values()), f"{VARIABLE}={ALL}")
-    if wanted:
-        if wanted not in KERNELS:
-            raise KernelError(f"{VARIABLE} is {wanted!r}; known are {', '.join(KERNELS)}, {ALL}")
-        return Choice((KERNELS[wanted],), f"{VARIABLE}={wanted}")
+        return Choice(tuple(KERNELS.values()), f"{VARIABLE}={ALL}", thorough=True)
+    words = wanted.split(",") if wanted else []
+    names = [word for word in words if word != THOROUGH]
+    if unknown := [name for name in names if name not in KERNELS]:
+        known = ", ".join((*KERNELS, ALL, THOROUGH))
+        raise KernelError(f"{VARIABLE} is {wanted!r}; {unknown[0]!r} is not one of {known}")
+    thorough = THOROUGH in words
+    if names:
+        return Choice(tuple(KERNELS[name] for name in names), f"{VARIABLE}={wanted}", thorough)
     if not commit:
-        return Choice((KERNELS[WITHOUT_COMMIT],), f"no commit here; {VARIABLE}={ALL} for all")
+        reason = f"no commit here; {VARIABLE}={ALL} for all"
+        return Choice((KERNELS[WITHOUT_COMMIT],), reason, thorough)
     kernel = list(KERNELS.values())[int(commit, 16) % len(KERNELS)]
-    return Choice((kernel,), f"by commit {commit[:12]}; {VARIABLE}={ALL} for all")
+    return Choice((kernel,), f"by commit {commit[:12]}; {VARIABLE}={ALL} for all", thorough)
 
 
 @functools.cache

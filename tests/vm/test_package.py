@@ -257,7 +257,7 @@ def wait_enforcing(vm: Vm) -> None:
     vm.wait_for('ramnet status --json | grep -q \'"state": "enforcing"\'', seconds=EMULATED_SECONDS)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_without_it_everything_gets_through(vm: Vm, machines: VmWorld) -> None:
     with machines.capture() as capture:
         vm.run(f"{START_STREAM} && sleep 1 && systemctl stop stream")
@@ -265,7 +265,7 @@ def test_without_it_everything_gets_through(vm: Vm, machines: VmWorld) -> None:
         assert pulls(vm, REFUSED)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_installation(vm: Vm, machines: VmWorld, packages: Packages) -> None:
     vm.run(
         f"docker pull --quiet {ALLOWED} && docker run --detach --name busy --restart always"
@@ -287,7 +287,7 @@ def test_installation(vm: Vm, machines: VmWorld, packages: Packages) -> None:
         assert capture.to(EVIL) == ()
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_a_boot(vm: Vm, machines: VmWorld) -> None:
     with machines.capture() as capture:
         vm.reboot()
@@ -299,7 +299,7 @@ def test_a_boot(vm: Vm, machines: VmWorld) -> None:
     assert vm.run("systemctl --failed --no-legend").out == ""
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_an_upgrade_under_load(vm: Vm, machines: VmWorld, packages: Packages) -> None:
     vm.run(START_STREAM)
     before, pid = state(vm), daemon(vm)
@@ -326,7 +326,7 @@ def test_an_upgrade_under_load(vm: Vm, machines: VmWorld, packages: Packages) ->
     assert vm.run("readlink /opt/ramnet/current").out != release
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_removal_and_purge(vm: Vm, machines: VmWorld) -> None:
     before = state(vm)
     done = vm.run("dpkg -r ramnet", seconds=EMULATED_SECONDS)

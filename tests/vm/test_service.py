@@ -200,7 +200,7 @@ def test_a_killed_daemon_leaves_its_rules_and_comes_back(machine: Machine, world
     assert shown(machine.vm, "ramnet.service", "NFileDescriptorStore") == "3"
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_a_hung_daemon_is_found_and_ended(machine: Machine) -> None:
     before = machine.daemon()
     machine.vm.run(f"kill -STOP {before}")
@@ -210,7 +210,7 @@ def test_a_hung_daemon_is_found_and_ended(machine: Machine) -> None:
     assert "in _read" in log  # where each of its threads was
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_an_upgrade_that_is_interrupted_leaves_the_old_daemon_at_work(machine: Machine) -> None:
     """In the worst moment: the new release is in use, the old daemon runs. The next one ends it."""
     vm, before = machine.vm, machine.daemon()
@@ -249,7 +249,7 @@ def test_upgrade_under_load(machine: Machine, world: VmWorld) -> None:
     assert vm.get(POLICY_FILE) == POLICY
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_the_same_release_again_puts_right_what_is_missing(machine: Machine) -> None:
     vm = machine.vm
     before = machine.daemon()
@@ -264,7 +264,7 @@ def test_the_same_release_again_puts_right_what_is_missing(machine: Machine) -> 
     assert machine.daemon() == before
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_a_release_that_does_not_start_is_taken_back(machine: Machine, world: VmWorld) -> None:
     vm = machine.vm
     another_checkout(vm, BROKEN, "echo 'raise RuntimeError(\"broken\")' >>ramnet/daemon.py")
@@ -284,7 +284,7 @@ def test_a_release_that_does_not_start_is_taken_back(machine: Machine, world: Vm
     wait_enforcing(vm)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("6.1")
 def test_what_cannot_be_installed_changes_nothing(machine: Machine) -> None:
     vm = machine.vm
     before = machine.daemon()

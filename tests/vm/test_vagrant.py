@@ -17,11 +17,11 @@ from ramnet.lab.programs import require
 from ramnet.lab.topology import CLIENT_V4, DNS_V4, DNS_V6
 from ramnet.lab.world import CORP, DUAL, EVIL, QUAY
 from tests.vm.installing import INSTALL_SECONDS, RAMNET, READY_SECONDS, status
-from tests.vm.kernels import CHECKOUT, chosen
+from tests.vm.kernels import CHECKOUT
 from tests.vm.vm import Done, Vm
 from tests.vm.world import VmWorld
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.thorough("6.1"), pytest.mark.timeout(1200)]
 
 SCRIPTS = "/mnt/code/vagrant/provision"
 # The machine is registry, resolver and client in one: what it serves, it serves to the far side.
@@ -47,10 +47,8 @@ def main_pids(vm: Vm, *units: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def vm(world: VmWorld, request: pytest.FixtureRequest) -> Iterator[Vm]:
-    # An installation takes minutes in an emulated machine. A run of all kernels has the time to let
-    # client.sh do it all; the usual run lets it find ramnet installed, with another policy.
-    machine = world.machine(None if chosen().thorough else request.getfixturevalue("installed"))
+def vm(world: VmWorld) -> Iterator[Vm]:
+    machine = world.machine()  # client.sh installs everything, as on a machine of the lab
     machine.power_on()
     machine.settle()
     yield machine
@@ -135,7 +133,6 @@ def test_the_client_pulls_what_the_policy_of_the_lab_allows(world: VmWorld, vm: 
         assert capture.to(EVIL)
 
 
-@pytest.mark.thorough
 def test_the_client_that_is_as_it_should_be_is_left_alone(vm: Vm) -> None:
     before = main_pids(vm, "docker", "containerd", "ramnet")
     provision(vm, "client.sh", **CLIENT)
