@@ -272,6 +272,8 @@ def decide(release: Release | None, evidence: Mapping[Feature, Evidence]) -> Dec
         if found is not None and found.present:
             continue
         missing.append(feature)
-        if need.required:
+        # Without nftables all else is missing as well. `systemctl status` shows ten lines: it is to
+        # show that one.
+        if need.required and (feature is Feature.NFTABLES or Feature.NFTABLES not in missing):
             reasons.append(f"{feature}: {need.cost} ({need.option}); {need.remedy}")
     return Decision(not reasons, tuple(reasons), tuple(missing))

@@ -110,6 +110,7 @@ _ENGINE = f"""\
 [Service]
 ExecStart=/usr/bin/python3 -I -S {_CONNECTING_FILE} {OTHER_PORTS[0]} {OTHER_PORTS[1]}
 Restart=always
+RestartSec=2
 [Install]
 WantedBy=multi-user.target
 """

@@ -269,7 +269,8 @@ def test_a_release_that_does_not_start_is_taken_back(machine: Machine, world: Vm
     vm = machine.vm
     another_checkout(vm, BROKEN, "echo 'raise RuntimeError(\"broken\")' >>ramnet/daemon.py")
     vm.put("/root/other.toml", POLICY.replace("acme", "other"))
-    broken = f"RAMNET_READY_SECONDS=15 {BROKEN}/bootstrap install --policy /root/other.toml"
+    # The one before has as long: emulated, it takes more than 15 s.
+    broken = f"RAMNET_READY_SECONDS=60 {BROKEN}/bootstrap install --policy /root/other.toml"
     with world.capture() as capture:
         said = vm.run(broken, seconds=INSTALL_SECONDS, check=False)
         assert not machine.pull(REFUSED[0])

@@ -242,6 +242,14 @@ def test_one_missing_feature(feature: Feature) -> None:
         assert len(decision.reasons) == NEEDS[feature].required
 
 
+def test_without_nftables_nothing_else_is_told() -> None:
+    """What follows from it is missing, and is no reason of its own."""
+    decision = decide(parse_release("6.12.0"), everything_but(Feature))
+    assert decision.missing == tuple(Feature)
+    [reason] = decision.reasons
+    assert reason.startswith("nftables: ")
+
+
 def test_every_feature_says_what_it_is_for() -> None:
     assert set(NEEDS) == set(Feature)
     for need in NEEDS.values():
