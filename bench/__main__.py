@@ -6,7 +6,7 @@ import json
 import os
 import platform
 
-from bench import dns, enforcing, matching
+from bench import dns, enforcing, matching, refusing
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
         "machine": {**machine, "python": platform.python_version()},
         "matching": matching.run(),
         "enforcing": enforcing.run(),
+        "refusing": refusing.run(),
         "dns": dns.run(),
     }
     print(json.dumps(figures, indent=2))

@@ -12,39 +12,42 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from ramnet import __version__
-from ramnet.core.allow import allow_list
+from ramnet.core.activity import NameFrom
+from ramnet.core.allow import Addr, allow_list
 from ramnet.core.catalog import load_catalog
 from ramnet.core.config import Config
 from ramnet.core.engine import Engine
 from ramnet.core.engineconf import Finding
 from ramnet.core.events import (
+    AnswerCopy,
     Command,
     EgressLoaded,
     EgressLost,
     Event,
     Level,
-    LinksFound,
     LoadEgress,
     LoadTable,
     Log,
+    PolicyChanged,
     PolicyRead,
     PolicyRejected,
+    Resolved,
     ResolveNames,
-    ResolversFound,
     Started,
     TableLoaded,
     TableLost,
     TableRefused,
     Tick,
+    Unresolved,
     WriteLeases,
 )
-from ramnet.core.explain import explain, parse_target
+from ramnet.core.explain import explain, parse_target, why_refused
+from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes, choose, settings_for
-from ramnet.core.plan import NOTHING_LOCAL
+from ramnet.core.names import HostName
 from ramnet.core.policy import policy_digest
 from ramnet.core.report import Facts, explain_report, status_report
 from ramnet.core.ruleset import Table
@@ -55,9 +58,9 @@ from ramnet.core.terms import (
     Book,
     Held,
     Rung,
+    TrafficClass,
 )
 from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
-from ramnet.host import resolvconf
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
 from ramnet.host.engineconf import engine_findings
@@ -69,17 +72,15 @@ from ramnet.host.loading import Loading, Removed, remove_all
 from ramnet.host.lockdown import locked_text, write_locked
 from ramnet.host.nflog import NflogReader
 from ramnet.host.notify import FdStore, notify
+from ramnet.host.recorder import Recorder
 from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
 from ramnet.host.scopekeeper import ScopeKeeper
 from ramnet.host.scoping import Scoping
-from ramnet.host.uplinks import Survey, survey
+from ramnet.surroundings import Surroundings
+from ramnet.witness import Witness
 
 TICK_SECONDS = 1.0
-# Who answers for a resolver on this machine is looked up every 2 s: /proc/net may be long.
-OWNERS_EVERY = round(2 / POLL_SECONDS)
-# Routes change in bursts: an interface that comes up announces itself a dozen times.
-SETTLE_SECONDS = 0.05
 # The engines' own settings and processes are looked at so often: it is for people to read.
 ENGINES_EVERY_SECONDS = 30.0
 
@@ -131,13 +132,29 @@ class Daemon:
             self._modes.scope, self._config.scope.cgroups, self._config.mark.engine
         )
         self._loading = Loading(rung, self._scoping)
+        recorder = Recorder(
+            options.state_dir, lambda text: log(Level.WARNING, text), self._names_at, self._why
+        )
+        cgroups = self._config.scope.cgroups
+        recorder.cgroup = cgroups[0] if self._modes.scope.precise and len(cgroups) == 1 else ""
+        self._witness = Witness(
+            store,
+            options.runtime_dir,
+            kernel.evidence.get(Feature.NAT),
+            self._loading.elements,
+            recorder,
+            lambda text: log(Level.WARNING, text),
+        )
         self._keeper = ScopeKeeper(
             self._scoping, self._loading.elements, self._dispatch, log, self._table_is_ours
         )
         self._findings: tuple[Finding, ...] = ()
-        self._devices = Survey((), (), NOTHING_LOCAL, ())
         self._settings = settings_for(
-            self._config, self._modes, self._scoping.groups, kernel.evidence
+            self._config,
+            self._modes,
+            self._scoping.groups,
+            kernel.evidence,
+            self._witness.port,
         )
         self._engine = Engine(load_catalog(), limits, self._settings, today())
         # Guards the engine where the threads of mode hold share it.
@@ -145,17 +162,22 @@ class Daemon:
         self._holder: Holder | None = None
         if rung is not Rung.OBSERVE:
             self._holder = self._loading.holder = Holder(
-                kept_queue(store, QUEUE),
-                kept_queue(store, OTHERS_QUEUE),
+                (kept_queue(store, QUEUE), kept_queue(store, OTHERS_QUEUE)),
                 self._nflog,
                 self._loading.books,
                 self._engine,
                 self._lock,
                 self._from_thread,
+                recorder,
             )
-        self._servers: tuple[resolvconf.Server, ...] = ()
-        self._names = NameResolver(self._dispatch, concurrency=limits.resolve_concurrency)
+        self._names = NameResolver(self._looked_up, concurrency=limits.resolve_concurrency)
         self._engine.blocker.own = self._names.ports
+        self._surroundings = Surroundings(
+            self._config.dns.servers,
+            self._names,
+            self._dispatch,
+            lambda: self._engine.local_resolvers,
+        )
         store.settle()
         self._stop = asyncio.Event()
         self._events: deque[Event] = deque()
@@ -207,8 +229,21 @@ class Daemon:
                 self._names.set_names(command.names)
             case Log():
                 log(command.level, command.message)
+            case PolicyChanged():
+                self._policy_changed(command)
             case _:
                 pass  # done under the lock
+
+    def _policy_changed(self, command: PolicyChanged) -> None:
+        """Have everybody who speaks of the policy speak of the one in force, and the next boot."""
+        plan = self._engine.applied
+        assert plan is not None  # noqa: S101 - a policy is in force by being applied
+        self._witness.policy(command.now, plan.refusal)
+        if command.now is not None:
+            self._witness.recorder.policy_changed(
+                command.before, command.now, self._options.policy, command.digest
+            )
+        self._write_locked()
 
     def _load(self, command: LoadTable) -> None:
         try:
@@ -246,6 +281,7 @@ class Daemon:
             routes = await stack.enter_async_context(Routes())
             stack.callback(self._nflog.close)
             stack.callback(self._loading.close)
+            stack.callback(self._witness.close)
             stack.callback(self._scoping.close)
             await self._first_ruleset(routes)
             self._prepare_next_start()
@@ -289,7 +325,7 @@ class Daemon:
             self._dispatch(event)
 
     async def _first_ruleset(self, routes: Routes) -> None:
-        await self._find_resolvers(routes)
+        await self._surroundings.find(routes)
         self._dispatch(self._policy_event())
         held = [
             Held(item.address, item.port, item.timeout, item.comment, book)
@@ -306,13 +342,18 @@ class Daemon:
 
         Enforcing does not depend on either.
         """
-        try:
-            write_locked(self._options.state_dir, locked_text(self._settings))
-        except HostError as err:
-            log(Level.WARNING, f"the next boot will compile the locked ruleset anew: {err.message}")
+        self._write_locked()
         keep(self._store, self._nflog)
         for queue in self._holder.queues if self._holder is not None else ():
             keep(self._store, queue)
+
+    def _write_locked(self) -> None:
+        plan = self._engine.applied
+        audit = plan is not None and plan.refusal.audit
+        try:
+            write_locked(self._options.state_dir, locked_text(self._settings, audit=audit))
+        except HostError as err:
+            log(Level.WARNING, f"the next boot will compile the locked ruleset anew: {err.message}")
 
     def _announce(self) -> None:
         state = self._engine.state
@@ -331,10 +372,11 @@ class Daemon:
             workers = [
                 group.create_task(self._names.run()),
                 group.create_task(self._follow_policy()),
-                group.create_task(self._follow_resolvers(routes)),
+                group.create_task(self._surroundings.follow(routes)),
                 group.create_task(self._keeper.run()),
                 group.create_task(self._follow_engines()),
                 group.create_task(self._tick()),
+                group.create_task(self._witness.run()),
                 group.create_task(self._watch_threads()),
             ]
             await self._stop.wait()
@@ -343,12 +385,20 @@ class Daemon:
 
     def _read_packets(self) -> None:
         for packet in self._nflog.read():
+            if isinstance(packet, AnswerCopy):
+                self._witness.recorder.heard(packet.packet)
             self._dispatch(packet)
+
+    def _looked_up(self, event: Resolved | Unresolved) -> None:
+        if isinstance(event, Unresolved):
+            self._witness.recorder.failed(event.name, event.why)
+        self._dispatch(event)
 
     def _policy_event(self) -> PolicyRead | PolicyRejected:
         try:
             policy = read_policy(self._options.policy)
         except (PolicyError, HostError) as err:
+            self._witness.recorder.policy_rejected(self._options.policy, err.message)
             return PolicyRejected(err.message)
         allowed = allow_list(policy, load_catalog(), today())
         return PolicyRead(policy, policy_digest(policy), allowed)
@@ -361,41 +411,6 @@ class Daemon:
             self._dispatch(await asyncio.to_thread(self._policy_event))
             while not file.changed():  # noqa: ASYNC110 - a file has no event to wait for
                 await asyncio.sleep(POLL_SECONDS)
-
-    async def _follow_resolvers(self, routes: Routes) -> None:
-        files = [FollowedFile(resolvconf.PATH), FollowedFile(resolvconf.UPSTREAMS)]
-        while True:
-            await self._find_resolvers(routes)
-            for turn in count(1):
-                await asyncio.sleep(POLL_SECONDS)
-                moved = [file.changed() for file in files]  # every one is to be looked at
-                if turn % OWNERS_EVERY == 0:
-                    moved.append(await self._moved_here(routes))
-                if routes.changed.is_set() or any(moved):
-                    break
-            await asyncio.sleep(SETTLE_SECONDS)
-            routes.changed.clear()
-
-    async def _moved_here(self, routes: Routes) -> bool:
-        """Tell whether a resolver at an address of this machine is answered for by others now.
-
-        Neither a restart under another user nor a change of NAT rules says a word.
-        """
-        known = self._engine.local_resolvers
-        return await routes.resolvers(item.address for item in known) != known
-
-    async def _find_resolvers(self, routes: Routes) -> None:
-        servers = self._config.dns.servers or resolvconf.read()
-        self._servers = servers
-        trusted = (*servers, *resolvconf.upstreams(servers))
-        found = await routes.resolvers(trusted)
-        self._dispatch(ResolversFound(found))
-        self._devices = devices = await survey()
-        uplinked = tuple(link.index for link in devices.uplinked)
-        self._dispatch(LinksFound(devices.bridges, devices.uplinks, devices.local, uplinked))
-        # Where the machine redirects queries they leave by another way than the answers come.
-        direct = {item.address: item.interface for item in found if item.direct}
-        self._names.set_servers(servers, direct)
 
     async def _follow_engines(self) -> None:
         """Look what the engines' own settings mean for enforcement."""
@@ -438,6 +453,20 @@ class Daemon:
                 raise HostError(f"the DNS threads ended: {self._holder.failure!r}")
             await asyncio.sleep(TICK_SECONDS)
 
+    # For the record: called in the thread that writes it
+
+    def _names_at(self, address: Addr, _port: int | None) -> list[tuple[str, NameFrom]]:
+        with self._lock:
+            found = list(self._engine.names_at(address, time.monotonic()))
+        by = {Book.DENY: NameFrom.CATALOG}
+        return [(name, by.get(book, NameFrom.LEASE)) for name, book in found]
+
+    def _why(self, _who: TrafficClass | None, name: str, _at: Addr | None, port: int | None) -> str:
+        plan = self._engine.applied
+        organization = plan.policy.organization if plan is not None and plan.policy else None
+        allowed = plan.allowed if plan is not None else allow_list(None, load_catalog(), today())
+        return why_refused(allowed, organization, HostName(name) if name else None, port or 0)
+
     # Control
 
     async def _answer(self, request: Any) -> dict[str, Any]:
@@ -462,15 +491,17 @@ class Daemon:
             missing=self._kernel.decision.missing,
             modes=self._modes,
             pinned=bool(self._config.dns.servers),
-            servers=tuple(map(str, self._servers)),
+            servers=tuple(map(str, self._surroundings.servers)),
             policy_path=self._options.policy,
             counters=self._loading.elements.counters(),
             lost=self._nflog.lost,
             groups=self._scoping.groups,
             findings=self._findings,
-            left_out=self._devices.left_out,
-            plugged=tuple(link.name for link in self._devices.uplinked),
+            left_out=self._surroundings.devices.left_out,
+            plugged=tuple(link.name for link in self._surroundings.devices.uplinked),
             hold=self._holder.report() if self._holder is not None else None,
+            notice=self._witness.notice,
+            record_problems=self._witness.warnings,
         )
         return status_report(self._engine, facts)
 

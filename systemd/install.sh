@@ -6,7 +6,8 @@
 # kernel. Every step may be done again: a run that was interrupted is put right by the next one.
 # shellcheck disable=SC2154 # what the other files set
 
-units=(ramnetengines.slice ramnetproxy.slice ramnet-lock.service ramnet-helper.service ramnet.service)
+units=(ramnetengines.slice ramnetproxy.slice ramnet-lock.service ramnet-helper.service
+    ramnet-notice.socket ramnet-notice.service ramnet.service)
 unit_folder=/etc/systemd/system
 policy_file=/etc/ramnet/policy.toml
 policy_aside=/etc/ramnet/.policy.toml.before
@@ -302,8 +303,8 @@ take_down() {
     fi
     if [ -x "$ramnet" ]; then "$ramnet" off || true; fi
     if with_systemd; then
-        systemctl stop ramnet-lock.service 2>/dev/null || true
-        systemctl reset-failed ramnet.service ramnet-lock.service 2>/dev/null || true
+        systemctl stop ramnet-notice.socket ramnet-notice.service ramnet-lock.service 2>/dev/null || true
+        systemctl reset-failed ramnet.service ramnet-notice.service ramnet-lock.service 2>/dev/null || true
         stop_slices
     fi
     remove_units

@@ -116,7 +116,7 @@ build_release() {
     environment_files "$dir/venv" "$python"
     install -m 755 "$checkout"/systemd/ramnet-{lock,boot,docker-proxy} "$dir/libexec"
     ln -s ../ramnet-docker-proxy "$dir/libexec/docker/docker-proxy"
-    install -m 644 "$checkout"/systemd/*.{service,slice,conf} "$dir/systemd"
+    install -m 644 "$checkout"/systemd/*.{service,socket,slice,conf} "$dir/systemd"
     install -m 644 "$checkout/docs/ramnet.8" "$dir/share"
     completions "$dir"
     without_build_paths "$dir"
@@ -225,7 +225,7 @@ deb_tree() {
         "$stage"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
     build_release "$release"
     ln -s "$release_home/venv/bin/ramnet" "$stage/usr/bin/ramnet"
-    install -m 644 "$release"/systemd/*.{service,slice} "$root"
+    install -m 644 "$release"/systemd/*.{service,socket,slice} "$root"
     for engine in docker containerd podman buildkit; do
         install -D -m 644 "$release/systemd/engine.conf" "$root/$engine.service.d/10-ramnet.conf"
     done

@@ -106,5 +106,5 @@ def state_dir_option(function: F) -> F:
         envvar="RAMNET_STATE_DIR",
         default=STATE_DIR,
         show_default=True,
-        help="Where the locked ruleset for the next boot is kept.",
+        help="Where the record and the locked ruleset for the next boot are kept.",
     )(function)

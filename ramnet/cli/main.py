@@ -14,7 +14,20 @@ from ramnet.errors import RamnetError
 
 # Each lies in a file of its name. Only the one that is asked for is imported: `status` starts in
 # half the time without what `check` needs.
-VERBS = ("check", "demo", "explain", "helper", "lock", "off", "policy", "run", "status", "wsl")
+VERBS = (
+    "activity",
+    "check",
+    "demo",
+    "explain",
+    "helper",
+    "lock",
+    "notice",
+    "off",
+    "policy",
+    "run",
+    "status",
+    "wsl",
+)
 ALIASES = {"why": "explain"}
 
 

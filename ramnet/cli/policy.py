@@ -1,4 +1,4 @@
-"""``ramnet policy``: check, show and begin policy files."""
+"""``ramnet policy``: check, show and begin policy files, and what the record asks for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from pathlib import Path
 
 import click
 
-from ramnet.cli.exits import DENIED, OK, POLICY_PATH, json_option, print_error, print_json
+from ramnet.cli.activity import since_option, unreadable
+from ramnet.cli.exits import (
+    DENIED,
+    OK,
+    POLICY_PATH,
+    json_option,
+    policy_option,
+    print_error,
+    print_json,
+    state_dir_option,
+)
+from ramnet.core.catalog import load_catalog
 from ramnet.core.policy import (
     canonical_policy,
     initial_policy_text,
-    not_yet_in_force,
     policy_digest,
 )
+from ramnet.core.suggest import suggest as suggested
 from ramnet.errors import HostError, PolicyError
+from ramnet.host.activity import Reader
+from ramnet.host.clock import today
 from ramnet.host.files import read_policy
+
+# Of the stable JSON form; this version acts on every key of a policy.
+_NOTHING: tuple[str, ...] = ()
 
 _FILE = click.argument("file", default=POLICY_PATH)
 
 
 @click.group()
 def policy() -> None:
-    """Check, show and begin policy files."""
+    """Check, show and begin policy files; suggest what they lack."""
 
 
 @policy.command()
@@ -42,15 +58,11 @@ def validate(file: str, as_json: bool) -> int:
         ]
         print_json({"schema": 1, "valid": False, "source": file, "faults": faults})
         return DENIED
-    pending = not_yet_in_force(found)
     if as_json:
-        later = [{"key": item.key, "why": item.why} for item in pending]
         report = {"schema": 1, "valid": True, "source": file, "faults": []}
-        print_json({**report, "digest": policy_digest(found), "not_yet_in_force": later})
+        print_json({**report, "digest": policy_digest(found), "not_yet_in_force": _NOTHING})
         return OK
     click.echo(f"{file}: valid, {len(found.registry)} registries, {policy_digest(found)}")
-    for item in pending:
-        click.echo(f"note: {item.key}: {item.why}")
     return OK
 
 
@@ -62,9 +74,8 @@ def show(file: str, as_json: bool) -> int:
     found = read_policy(file)
     plain = canonical_policy(found)
     if as_json:
-        pending = [{"key": item.key, "why": item.why} for item in not_yet_in_force(found)]
         report = {"schema": 1, "source": file, "digest": policy_digest(found)}
-        print_json({**report, "policy": plain, "not_yet_in_force": pending})
+        print_json({**report, "policy": plain, "not_yet_in_force": _NOTHING})
         return OK
     click.echo(f"organization  {found.organization}")
     click.echo(f"digest        {policy_digest(found)}")
@@ -77,7 +88,7 @@ def show(file: str, as_json: bool) -> int:
         for network in entry.networks:
             click.echo(f"  network     {network}")
     for destination in found.destination:
-        click.echo(f"destination   {destination.address}  (not in force yet)")
+        click.echo(f"destination   {destination.address}")
     for key, value in plain["enforcement"].items():
         click.echo(f"enforcement   {key} = {value}")
     return OK
@@ -100,4 +111,24 @@ def init(organization: str, output: str) -> int:
     except OSError as err:
         raise HostError(f"{output} cannot be written: {err.strerror}") from err
     click.echo(f"wrote {output}")
+    return OK
+
+
+@policy.command()
+@since_option("7d")
+@policy_option
+@state_dir_option
+def suggest(since: float, policy_path: str, state_dir: str) -> int:
+    """Print the entries that would allow what was refused, as TOML to append to the policy.
+
+    What the policy allows by now is left out.
+    """
+    found = read_policy(policy_path)
+    try:
+        with Reader(state_dir) as reader:
+            records = (record for record in reader.read() if record.last >= since)
+            text = suggested(records, found, load_catalog(), today())
+    except PermissionError as err:
+        raise unreadable("ramnet policy suggest") from err
+    sys.stdout.write(text)
     return OK

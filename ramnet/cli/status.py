@@ -68,6 +68,7 @@ def _show(report: dict[str, Any]) -> None:
     console.print(f"scope      {scope['mode']} ({judged}): {scope['because']}")
     servers = ", ".join(dns["servers"])
     console.print(f"dns        {dns['mode']}, resolvers {servers} ({dns['trust']})", markup=False)
+    console.print(f"refusals   {_refusals(report['refusal'])}")
     counts = ("leases", "denied", "refused")
     console.print("    ".join(f"{name:<10} {report[name]}" for name in counts))
     table = Table("class", "wanted", "enforced", "because", box=None, pad_edge=False)
@@ -82,3 +83,10 @@ def _show(report: dict[str, Any]) -> None:
             console.print(f"{title}:")
         for line in lines:
             console.print(f"  - {line}", markup=False)
+
+
+def _refusals(refusal: dict[str, Any]) -> str:
+    if refusal["mode"] == "audit":
+        return "none: the policy only watches (`ramnet activity --verdict would-deny`)"
+    how = ", ".join(f"{name} {one}" for name, one in refusal["on_deny"].items())
+    return f"{how}; {refusal['notice']['answered']} got a notice"

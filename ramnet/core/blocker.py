@@ -45,8 +45,8 @@ class Blocker:
         text = f"registry not allowed by {organization}"
         self._rule = None if allowed is None else _Rule(allowed, text, {})
 
-    def packet(self, packet: bytes) -> bytes | None:
-        """Return the packet that is to pass in the place of ``packet``; None to leave it alone."""
+    def blocks(self, packet: bytes) -> HostName | None:
+        """Return the name that a packet answers for, where nobody is to hear that answer."""
         rule = self._rule
         if rule is None:
             return None
@@ -55,8 +55,16 @@ class Blocker:
             return None
         try:
             name = parse_answer_head(parsed.payload).question.name
-            if name is None or not self._blocks(name, rule):
-                return None
+        except WireError:
+            return None
+        return name if name is not None and self._blocks(name, rule) else None
+
+    def changed(self, packet: bytes) -> bytes | None:
+        """Return what is to pass in the place of a packet that is blocked; None to let it pass."""
+        rule, parsed = self._rule, parse_packet(packet)
+        if rule is None or not isinstance(parsed, Datagram):
+            return None
+        try:
             answer = blocked_answer(parsed.payload, rule.text)
         except WireError:
             return None

@@ -21,6 +21,14 @@ from ramnet.core.dnsrules import (
     query_rules,
 )
 from ramnet.core.policy import ClassMode
+from ramnet.core.refusal import (
+    REJECTED,
+    Refusal,
+    notice_chains,
+    notice_sets,
+    refuse,
+    refuse_chain,
+)
 from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Set, Table
 from ramnet.core.scope import PROBE_PORT, PROBED, Classes, Scope, engines_set
 from ramnet.core.sets import (
@@ -50,6 +58,7 @@ from ramnet.core.terms import (
     Resolver,
     Rung,
     Settings,
+    TrafficClass,
 )
 
 # How long a first SYN to a pair that is not allowed is remembered. Linux retransmits after 1 s;
@@ -76,8 +85,9 @@ def compile_table(
     settings: Settings,
     classes: Classes,
     machine: Machine = NOWHERE,
+    refusal: Refusal = REJECTED,
 ) -> Table:
-    """Compile the table: how each class is judged, and whose sockets are an engine's.
+    """Compile the table: how each class is judged and refused, and whose sockets are an engine's.
 
     New connections are judged, once. ``held`` goes into the host sets, so that replacing the table
     forgets nothing. The rules on DNS also keep conntrack in use, without which a SYN in 8-byte
@@ -95,32 +105,33 @@ def compile_table(
         *_group_sets(scope),
         *dns_sets(servers),
         *(one.item for one in static),
+        *notice_sets(refusal),
     ]
     chains = [
-        Chain("refuse", _REFUSE),
-        _judge(static, settings),
+        refuse_chain(TrafficClass.ENGINE, refusal, settings),
+        _judge(static, settings, refusal),
         *answer_chains(servers, settings, classes),
-        _catalog(registries, classes),
+        *_by_catalog(TrafficClass.ENGINE, classes.engine, registries),
         _engine(allowed, static, settings, classes),
     ]
     if classes.host is not ClassMode.OFF and scope.mode is not ScopeMode.NETNS:
+        if classes.host is ClassMode.CATALOG:
+            chains.append(refuse_chain(TrafficClass.HOST, refusal, settings))
+        chains += _by_catalog(TrafficClass.HOST, classes.host, registries)
         chains.append(_host(servers, settings, classes))
     chains.append(_output(servers, settings, classes))
     if _judges_without_socket(settings):
         sets += address_sets(LOCAL, machine.addresses)
     if classes.containers is not ClassMode.OFF:
+        chains.append(refuse_chain(TrafficClass.CONTAINERS, refusal, settings))
+        chains += _by_catalog(TrafficClass.CONTAINERS, classes.containers, registries)
         if classes.containers is ClassMode.STRICT:
             sets += _bridge_sets(machine)
-            chains.append(_contained(registries, settings))
+            chains.append(_contained(registries, settings, refusal))
         chains += [_forwarded(settings, classes.containers), published_chain()]
+    chains += notice_chains(refusal, settings)
     counters = tuple(map(Counter, (REFUSED, HELD, IMPOSTERS, PACED, PROBED)))
     return Table(TABLE, counters, tuple(sets), tuple(chains))
-
-
-_REFUSE = (
-    Rule(f"counter name {REFUSED} meta l4proto tcp reject with tcp reset"),
-    Rule("reject"),
-)
 
 
 # Who is judged
@@ -175,15 +186,17 @@ def _engine(allowed: AllowList, static: _Static, settings: Settings, classes: Cl
         *query_rules(settings),
         Rule(f"{NOT_SYN} accept"),
     ]
+    refused = refuse(TrafficClass.ENGINE)
     if classes.engine is ClassMode.CATALOG:
-        rules += [*learned_rules(Book.ALLOW), *static_rules(static), Rule("goto catalog")]
+        by_catalog = Rule(f"goto {_catalog(TrafficClass.ENGINE)}")
+        rules += [*learned_rules(Book.ALLOW), *static_rules(static), by_catalog]
     elif classes.engine is ClassMode.STRICT and settings.scope.precise:
         rules += [
             # A routing header (any user may set one) names another destination than the header.
-            Rule("ip6 nexthdr != { tcp, udp, icmpv6 } goto refuse"),
+            Rule(f"ip6 nexthdr != {{ tcp, udp, icmpv6 }} goto {refused}"),
             Rule("meta l4proto tcp goto judge"),
             *_udp_rules(allowed, static),
-            Rule("meta l4proto != { icmp, icmpv6 } goto refuse"),
+            Rule(f"meta l4proto != {{ icmp, icmpv6 }} goto {refused}"),
         ]
     elif classes.engine is ClassMode.STRICT:
         rules.append(Rule("meta l4proto tcp goto judge"))
@@ -222,7 +235,7 @@ def _host(servers: list[Resolver], settings: Settings, classes: Classes) -> Chai
     rules: list[Rule] = []
     if blocks_hosts_answers(classes, settings):
         rules += host_query_rules(servers, settings)
-    return Chain("host", (*rules, Rule("goto catalog")))
+    return Chain("host", (*rules, Rule(f"goto {_catalog(TrafficClass.HOST)}")))
 
 
 def _forwarded(settings: Settings, mode: ClassMode) -> Chain:
@@ -231,14 +244,15 @@ def _forwarded(settings: Settings, mode: ClassMode) -> Chain:
     if mode is ClassMode.STRICT:
         rules.append(Rule('meta iifkind "bridge" iif != @uplinked goto contained'))
     else:
-        rules += [Rule(f"{SYN} goto catalog"), Rule("meta l4proto udp goto catalog")]
+        judged = _catalog(TrafficClass.CONTAINERS)
+        rules += [Rule(f"{SYN} goto {judged}"), Rule(f"meta l4proto udp goto {judged}")]
     return Chain("forwarded", tuple(rules), Hook.FORWARD, PRIORITY)
 
 
 # How it is judged
 
 
-def _judge(static: _Static, settings: Settings) -> Chain:
+def _judge(static: _Static, settings: Settings, refusal: Refusal) -> Chain:
     """Judge a SYN strictly: only what the policy allows, as far as the scope can tell."""
     narrow = []
     if not settings.scope.precise:
@@ -246,50 +260,57 @@ def _judge(static: _Static, settings: Settings) -> Chain:
         narrow = [
             Rule("tcp dport != @judged accept", f"scope {mode}: the other ports are not judged")
         ]
+    refused = refuse(TrafficClass.ENGINE)
     rules = (
         *narrow,
-        Rule("ip6 nexthdr != tcp goto refuse"),
+        Rule(f"ip6 nexthdr != tcp goto {refused}"),
         *learned_rules(Book.ALLOW),
         *static_rules(static),
-        *_second_chance(settings.rung),
-        Rule("goto refuse"),
+        *_second_chance(settings.rung, refusal),
+        Rule(f"goto {refused}"),
     )
     return Chain("judge", rules)
 
 
-def _catalog(registries: _Static, classes: Classes) -> Chain:
-    """Refuse the addresses of registries that are known and not allowed; nothing else."""
-    rules: list[Rule] = []
-    if classes.catalog:
-        rules += catalog_rules(registries, "goto refuse")
-    return Chain("catalog", tuple(rules))
+def _catalog(who: TrafficClass) -> str:
+    return f"catalog_{who}"
 
 
-def _contained(registries: _Static, settings: Settings) -> Chain:
+def _by_catalog(who: TrafficClass, mode: ClassMode, registries: _Static) -> Iterator[Chain]:
+    """Refuse a class the addresses of registries that are known and not allowed; nothing else."""
+    if mode is ClassMode.CATALOG:
+        rules = catalog_rules(registries, f"goto {refuse(who)}")
+        yield Chain(_catalog(who), tuple(rules))
+
+
+def _contained(registries: _Static, settings: Settings, refusal: Refusal) -> Chain:
     """Judge containers strictly: registries of the policy, and nothing else."""
+    refused = refuse(TrafficClass.CONTAINERS)
+    second = _second_chance(settings.rung, refusal)
     rules = (
         Rule("iif . oif @bridges accept", "within one bridge (br_netfilter)"),
         *query_rules(settings),
         Rule(f"{NOT_SYN} accept"),
         Rule("meta l4proto udp ct status dnat ct direction reply accept", "a published port"),
         Rule("meta l4proto { icmp, icmpv6 } accept"),
-        Rule("ip6 nexthdr != tcp goto refuse"),
+        Rule(f"ip6 nexthdr != tcp goto {refused}"),
         *learned_rules(Book.HEARD),
         *static_rules(registries),
-        *(Rule(f"meta l4proto tcp {rule.text}") for rule in _second_chance(settings.rung)),
-        Rule("goto refuse"),
+        *(Rule(f"meta l4proto tcp {rule.text}") for rule in second),
+        Rule(f"goto {refused}"),
     )
     return Chain("contained", rules)
 
 
-def _second_chance(rung: Rung) -> Iterator[Rule]:
+def _second_chance(rung: Rung, refusal: Refusal) -> Iterator[Rule]:
     """Drop the first SYN of a connection that nothing allows yet: its DNS answer may be late.
 
     Only where answers are not held: with them held, no SYN can be earlier than its element. The key
     names the connection, not only its destination: a name that was refused a moment ago must not
-    take the second chance away from one that is allowed and shares the address.
+    take the second chance away from one that is allowed and shares the address. Nor in audit, where
+    nothing may wait.
     """
-    if rung is not Rung.OBSERVE:
+    if rung is not Rung.OBSERVE or refusal.audit:
         return
     for version, ip in FAMILIES:
         key = f"{ip} saddr . {ip} daddr . tcp sport . tcp dport"

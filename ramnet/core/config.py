@@ -204,17 +204,20 @@ class Mark(_Table):
 
     ``ct_dns`` and ``ct_host`` are of the conntrack mark, on DNS flows: of engines, and of other
     programs of the host. ``engine`` is of the mark of engines' sockets and packets, in scope
-    ``mark`` only.
+    ``mark`` only. ``notice`` is of the mark of packets of refused connections, from the verdict to
+    the responder's port.
     """
 
     ct_dns: Annotated[int, PlainValidator(_mark)] = 0x0100_0000
     ct_host: Annotated[int, PlainValidator(_mark)] = 0x0400_0000
     engine: Annotated[int, PlainValidator(_mark)] = 0x0200_0000
+    notice: Annotated[int, PlainValidator(_mark)] = 0x0800_0000
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
         # The packet's mark as well: others copy it to the conntrack mark and back (CONNMARK).
-        if len({self.ct_dns, self.ct_host, self.engine}) < len(type(self).model_fields):
+        bits = {self.ct_dns, self.ct_host, self.engine, self.notice}
+        if len(bits) < len(type(self).model_fields):
             raise refuse("two of the marks are the same bit", "give each a bit of its own")
         return self
 

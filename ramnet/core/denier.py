@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import ip_network
 
 from ramnet.core.allow import Addr, DenyList, Permit
 from ramnet.core.config import Limits
+from ramnet.core.dns import parse_answer
 from ramnet.core.events import WriteLeases
 from ramnet.core.learner import Learner, Lesson
 from ramnet.core.names import HostName
+from ramnet.core.packet import Datagram, parse_packet
 from ramnet.core.terms import Book
+from ramnet.errors import WireError
 
 # What a public name leads to only behind a gateway that answers for it (RFC 1918, 6598, 4193).
 _PRIVATE = tuple(
@@ -55,6 +58,27 @@ class Denier(Learner):
             return lesson
         write = lesson.write or WriteLeases((), (), self.book)
         return replace(lesson, write=replace(write, drop=(*write.drop, *dropped)))
+
+    def refuse(
+        self, name: HostName, packet: bytes, open_to_all: Callable[[Addr], bool], now: float
+    ) -> Lesson | None:
+        """Have every address of an answer refused; None where that cannot be.
+
+        Then who hears the answer is refused when he connects, and is told why. ``open_to_all``
+        tells of what the policy's registries lead to: that is refused to nobody.
+        """
+        parsed = parse_packet(packet)
+        if not isinstance(parsed, Datagram) or not self.ports_of(name):
+            return None
+        try:
+            answer = parse_answer(parsed.payload)
+        except WireError:
+            return None
+        if any(map(open_to_all, answer.addresses)):
+            return None
+        lesson = self.teach(name, answer.addresses, answer.ttl, now)
+        known = all(self.leases.find(address, now) for address in answer.addresses)
+        return lesson if known else None
 
     def _shared_with_others(self, name: HostName) -> frozenset[Addr]:
         """Return the addresses to which both ``name`` and another registry lead."""

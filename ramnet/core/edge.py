@@ -56,7 +56,7 @@ class Edge:
         known = tuple(item for item in held if item.book in books)
         resolvers = tuple(dict.fromkeys(item.address for item in plan.resolvers))
         sets = EgressSets(plan.allowed, known, resolvers)
-        return compile_egress(plan.uplinks, plan.local, mode, sets, self._settings)
+        return compile_egress(plan.uplinks, plan.local, mode, sets, self._settings, plan.refusal)
 
     def loaded(self) -> None:
         """Note that the kernel took it."""
@@ -78,8 +78,9 @@ class Edge:
 
 
 def _same(one: Plan, other: Plan) -> bool:
-    return one.means_the_same(other) and (one.uplinks, one.local, one.resolvers) == (
+    return one.means_the_same(other) and (one.uplinks, one.local, one.resolvers, one.refusal) == (
         other.uplinks,
         other.local,
         other.resolvers,
+        other.refusal,
     )

@@ -24,6 +24,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ramnet.core.allow import Addr, AllowList
 from ramnet.core.dns import DNS_PORT
 from ramnet.core.policy import ClassMode
+from ramnet.core.refusal import REJECTED, Refusal, edge_refuse_chain, refuse
 from ramnet.core.ruleset import Chain, Counter, Family, Hook, Rule, Set, Table
 from ramnet.core.sets import (
     StaticSet,
@@ -44,6 +45,7 @@ from ramnet.core.terms import (
     Book,
     Held,
     Settings,
+    TrafficClass,
 )
 
 OWN = "own"
@@ -53,7 +55,7 @@ _UNSPECIFIED = (IPv4Address(0), IPv6Address(0))
 # Nothing of this goes past the link: finding an address, a router or a neighbour.
 _LINK_ONLY = {4: "{ 224.0.0.0/24, 255.255.255.255 }", 6: "ff02::/16"}
 
-_REFUSE = f"counter name {REFUSED} drop"
+_REFUSE = f"goto {refuse(TrafficClass.CONTAINERS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def compile_egress(
     mode: ClassMode,
     sets: EgressSets,
     settings: Settings,
+    refusal: Refusal = REJECTED,
 ) -> Table | None:
     """Compile the table; None where there is nothing to judge, and no table is to be.
 
@@ -126,7 +129,7 @@ def compile_egress(
         TABLE,
         (Counter(REFUSED),),
         tuple(made),
-        (Chain("judge", judge), *chains),
+        (edge_refuse_chain(refusal), Chain("judge", judge), *chains),
         family=Family.NETDEV,
     )
 

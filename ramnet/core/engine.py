@@ -35,6 +35,7 @@ from ramnet.core.events import (
     LinksFound,
     LoadTable,
     Log,
+    PolicyChanged,
     PolicyRead,
     PolicyRejected,
     QueryCopy,
@@ -54,7 +55,8 @@ from ramnet.core.learner import Learner, Lesson
 from ramnet.core.leases import Key
 from ramnet.core.names import HostName
 from ramnet.core.plan import Plan, covers
-from ramnet.core.policy import ClassMode
+from ramnet.core.policy import ClassMode, OnDeny
+from ramnet.core.refusal import refusal_for
 from ramnet.core.ruleset import Table
 from ramnet.core.scope import Classes, classes_for
 from ramnet.core.terms import Book, Held, Machine, Resolver, Rung, Settings, element_of
@@ -68,6 +70,7 @@ class State(StrEnum):
     """What ``status`` says first."""
 
     ENFORCING = "enforcing"
+    AUDITING = "auditing"
     DEGRADED = "degraded"
     LOCKED_DOWN = "locked-down"
     STANDBY = "standby"
@@ -107,6 +110,9 @@ class Engine:
         self.denied = Denier(limits)
         self._learners = (self.learner, self.heard, self.denied)
         self.blocker = Blocker(catalog)
+        # Whether programs of the host are shown a notice: then they are to hear where a refused
+        # registry is.
+        self.leads_host = False
         self.edge = Edge(settings)
         self.policy_problem = ""
         self.table_problem = ""
@@ -130,6 +136,8 @@ class Engine:
         """Summarise: what is enforced, never what is only wanted."""
         if self._applied is None or self.lost:
             return State.OFF
+        if self._applied.refusal.audit:
+            return State.AUDITING
         locked = self._applied.classes.engine is ClassMode.STRICT and not self.scope_problem
         if self._applied.policy is None and locked:
             return State.LOCKED_DOWN
@@ -195,7 +203,8 @@ class Engine:
         scope = self._settings.scope
         classes = classes_for(plan.policy, scope, blind=bool(self.scope_problem))
         denied = deny_list(plan.allowed, self._catalog) if classes.catalog else NOBODY
-        return replace(plan, classes=classes, denied=denied)
+        refusal = refusal_for(plan.policy, self._settings)
+        return replace(plan, classes=classes, denied=denied, refusal=refusal)
 
     def _started(self, event: Started, now: float) -> list[Command]:
         for held in event.held:
@@ -296,6 +305,7 @@ class Engine:
             self._settings,
             plan.classes,
             Machine(plan.bridges, plan.uplinked, plan.local.addresses),
+            plan.refusal,
         )
 
     def _update(self, now: float) -> list[Command]:
@@ -370,6 +380,9 @@ class Engine:
             commands += self._open_new_ports(now)
         if before is None or before.digest != plan.digest:
             commands.append(Log(Level.INFO, plan.announce()))
+            commands.append(
+                PolicyChanged(before.policy if before else None, plan.policy, plan.digest)
+            )
         if before is None or before.exact != plan.exact:
             commands.append(ResolveNames(plan.exact[: self._limits.warm_names]))
         return [*commands, *self._follow_edge(now)]
@@ -380,8 +393,10 @@ class Engine:
         blocks = blocks_answers(classes.containers, settings.rung) or blocks_hosts_answers(
             classes, settings
         )
+        blocks = blocks and plan.policy is not None and not plan.refusal.audit
         organization = plan.policy.organization if plan.policy else ""
-        self.blocker.use(plan.allowed if blocks and plan.policy else None, organization)
+        self.blocker.use(plan.allowed if blocks else None, organization)
+        self.leads_host = plan.refusal.notices and plan.refusal.host is OnDeny.NOTICE
 
     def _wants(self, name: HostName) -> bool:
         """Tell whether what a name leads to is noted anywhere."""
@@ -434,6 +449,28 @@ class Engine:
             stood = self._applied if self.lost else None
             return self._load(stood or self._wanted, now)
         return self._follow_edge(now) if self.edge.due(now) else []
+
+    def refuse_answer(self, name: HostName, packet: bytes, now: float) -> Lesson | None:
+        """Have what an answer leads to refused to programs of the host; None where it cannot be."""
+        plan = self._applied
+        if plan is None or not self.leads_host:
+            return None
+
+        def open_to_all(address: Addr) -> bool:
+            return bool(self.heard.leases.find(address, now)) or any(
+                True for _ in plan.allowed.grants_for(address)
+            )
+
+        return self.denied.refuse(name, packet, open_to_all, now)
+
+    # For the record
+
+    def names_at(self, address: Addr, now: float) -> Iterator[tuple[HostName, Book]]:
+        """Yield the names that led to an address, and in which book that is."""
+        for learner in self._learners:
+            for lease in learner.leases.find(address, now):
+                for name in lease.names:
+                    yield name, learner.book
 
     # DNS
 

@@ -236,4 +236,13 @@ class Log:
     message: str
 
 
-Command = LoadTable | LoadEgress | WriteLeases | ResolveNames | Log
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """Another policy is in force from now on; None where none is valid."""
+
+    before: Policy | None
+    now: Policy | None
+    digest: str
+
+
+Command = LoadTable | LoadEgress | WriteLeases | ResolveNames | Log | PolicyChanged

@@ -142,6 +142,25 @@ def _explain_address(
     return Explanation(target, why)
 
 
+def why_refused(
+    allowed: AllowList, organization: str | None, name: HostName | None, port: int
+) -> str:
+    """Say in one sentence why a connection was refused; ``organization`` None: by no policy."""
+    if organization is None:
+        return "there is no valid policy: nothing is allowed"
+    if name is None:
+        return f"no name that the policy of {organization} allows led to it"
+    if _covers_name(allowed, name, port):
+        return "the name is allowed, but no trusted resolver said that it leads to this address"
+    if list(allowed.names.find(name)):
+        return f"the policy of {organization} allows the name, but not on port {port}"
+    return f"the policy of {organization} does not list it"
+
+
+def _covers_name(allowed: AllowList, name: HostName, port: int) -> bool:
+    return any(_covers(grant, port) for grant in allowed.names.find(name))
+
+
 def _covers(grant: Grant, port: int) -> bool:
     return grant.ports is None or port in grant.ports
 

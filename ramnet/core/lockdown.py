@@ -14,6 +14,7 @@ from ramnet.core.catalog import Catalog
 from ramnet.core.compiler import compile_table
 from ramnet.core.config import ScopeMode
 from ramnet.core.policy import ClassMode
+from ramnet.core.refusal import Refusal
 from ramnet.core.ruleset import render_create
 from ramnet.core.scope import classes_for, engines_set
 from ramnet.core.terms import Settings
@@ -21,29 +22,40 @@ from ramnet.core.terms import Settings
 _TITLE = "# ramnet locked ruleset 1"
 # A file that was cut off may still be a valid one, of less.
 _END = "# end"
+_AUDIT = "# audit"
 
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """What the head of a locked ruleset says: the scope, and the bit of its mark."""
+    """What the head of a locked ruleset says: the scope, the bit of its mark, whether it refuses.
+
+    With ``audit`` it does not: the policy that it was written under refuses nobody.
+    """
 
     scope: ScopeMode
     mark: int
+    audit: bool = False
 
 
-def render_locked(settings: Settings, catalog: Catalog, today: date, *, mount: str) -> str:
+def render_locked(
+    settings: Settings, catalog: Catalog, today: date, *, mount: str, audit: bool = False
+) -> str:
     """Render the locked ruleset.
 
     It fails where our table is there already (``create``): it never takes the place of one that is
     in force. ``mount`` is where the cgroup v2 hierarchy is mounted: rules name the engines' cgroups
     by their paths, so they have to be made below it first. Rules in force may know a cgroup that is
-    gone: what is behind ``again`` makes them know the one that has its path now.
+    gone: what is behind ``again`` makes them know the one that has its path now. With ``audit`` the
+    table is the same, and lets everything pass.
     """
     scope = settings.scope
     allowed = allow_list(None, catalog, today)
-    table = compile_table(allowed, (), (), settings, classes_for(None, scope))
+    classes, refusal = classes_for(None, scope), Refusal(audit=audit)
+    table = compile_table(allowed, (), (), settings, classes, refusal=refusal)
     name = f"{table.family} {table.name}"
     lines = [_TITLE, f"# scope {scope.mode}", f"# mark {scope.mark:#010x}"]
+    if audit:
+        lines.append(_AUDIT)
     if scope.groups:
         lines.append(f"# mount {mount}")
     for group in scope.groups:
@@ -69,6 +81,7 @@ def read_locked(text: str) -> Locked | None:
         return None
     said = dict(line.removeprefix("# ").partition(" ")[::2] for line in lines[1:3])
     try:
-        return Locked(ScopeMode(said["scope"]), int(said["mark"], 16))
+        scope, mark = ScopeMode(said["scope"]), int(said["mark"], 16)
     except (KeyError, ValueError):
         return None
+    return Locked(scope, mark, _AUDIT in lines)

@@ -72,8 +72,12 @@ def settings_for(
     modes: Modes,
     groups: tuple[Group, ...],
     evidence: Mapping[Feature, Evidence],
+    notice: int | None = None,
 ) -> Settings:
-    """Return what the rules need to know of the configuration, the rungs and engines' cgroups."""
+    """Return what the rules need to know of the configuration, the rungs and engines' cgroups.
+
+    ``notice`` is the port of the responder, where there is one.
+    """
     scope = Scope(
         mode=modes.scope,
         groups=groups,
@@ -89,6 +93,8 @@ def settings_for(
         scope=scope,
         ct_host=config.mark.ct_host,
         egress=_works(evidence, Feature.EGRESS),
+        notice=notice,
+        mark_notice=config.mark.notice,
     )
 
 

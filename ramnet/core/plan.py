@@ -8,6 +8,7 @@ from ramnet.core.allow import ANY_PORT, NOBODY, AllowList, DenyList, Permit, Reg
 from ramnet.core.egress import Local, Uplink
 from ramnet.core.names import HostName
 from ramnet.core.policy import ClassMode, Policy
+from ramnet.core.refusal import REJECTED, Refusal
 from ramnet.core.scope import Classes
 from ramnet.core.terms import Book, Resolver
 
@@ -33,6 +34,7 @@ class Plan:
     uplinked: tuple[int, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     local: Local = NOTHING_LOCAL
+    refusal: Refusal = REJECTED
 
     @property
     def judged(self) -> frozenset[int] | None:
@@ -75,7 +77,8 @@ class Plan:
             return f"no valid policy: {self.without_policy}"
         count = len(self.allowed.registries)
         noun = "registry" if count == 1 else "registries"
-        return f"policy {self.digest} of {self.policy.organization} is in force: {count} {noun}"
+        what = "is watched, nothing is refused" if self.refusal.audit else "is in force"
+        return f"policy {self.digest} of {self.policy.organization} {what}: {count} {noun}"
 
 
 def covers(permit: Permit, name: HostName, port: int) -> bool:

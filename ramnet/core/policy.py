@@ -1,8 +1,6 @@
 """The policy file: which registries an organisation allows.
 
 Text becomes one immutable :class:`Policy`, or a PolicyError that lists everything wrong with it.
-The whole format is accepted by every version; :func:`not_yet_in_force` tells which of the keys in
-use this version does not act on yet, so that nobody is told of protection that is not there.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -65,6 +63,53 @@ class OnDeny(StrEnum):
     NOTICE = "notice"
     REJECT = "reject"
     DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class OnDenyEach:
+    """How each class is answered; what is forwarded cannot be led to a notice."""
+
+    engine: OnDeny = OnDeny.NOTICE
+    host: OnDeny = OnDeny.NOTICE
+    containers: OnDeny = OnDeny.REJECT
+
+    def of(self, name: str) -> OnDeny:
+        """Return how one class is answered, by its name."""
+        found: OnDeny = getattr(self, name)
+        return found
+
+    @property
+    def plain(self) -> str | dict[str, str]:
+        """The shortest way to write it: one word for all, or one for each class."""
+        if self == _everybody(self.engine):
+            return str(self.engine)
+        return {field.name: str(self.of(field.name)) for field in fields(self)}
+
+
+def _everybody(answer: OnDeny) -> OnDenyEach:
+    containers = OnDeny.REJECT if answer is OnDeny.NOTICE else answer
+    return OnDenyEach(answer, answer, containers)
+
+
+def _on_deny(value: object) -> OnDenyEach:
+    if not isinstance(value, dict):
+        return _everybody(_one_on_deny(value, "engine"))
+    known = [field.name for field in fields(OnDenyEach)]
+    if unknown := next((key for key in value if key not in known), None):
+        raise refuse(f"{shown(str(unknown))} is not a class", f"known are {', '.join(known)}")
+    return replace(OnDenyEach(), **{key: _one_on_deny(value[key], key) for key in value})
+
+
+def _one_on_deny(value: object, name: str) -> OnDeny:
+    words = [str(word) for word in OnDeny]
+    usual = f"write one of {', '.join(words)}"
+    text = expect_text(value)
+    if text not in words:
+        raise refuse(f"{shown(text)} is no answer to a refused connection", usual)
+    if name == "containers" and text == OnDeny.NOTICE:
+        why = "what containers send is forwarded, and cannot be led to a notice"
+        raise refuse(why, 'write containers = "reject" or "drop"')
+    return OnDeny(text)
 
 
 def _address(value: object) -> Address:
@@ -213,7 +258,7 @@ class Enforcement(_Table):
     mode: Annotated[Mode, choice(Mode)] = Mode.ENFORCE
     engine: Annotated[ClassMode, choice(ClassMode)] = ClassMode.STRICT
     containers: Annotated[ClassMode, choice(ClassMode)] = ClassMode.CATALOG
-    on_deny: Annotated[OnDeny, choice(OnDeny)] = OnDeny.NOTICE
+    on_deny: Annotated[OnDenyEach, PlainValidator(_on_deny)] = OnDenyEach()
 
 
 class Policy(_Table):
@@ -265,29 +310,6 @@ def parse_policy(text: str | bytes, *, source: str, ramnet_version: str) -> Poli
     return validate(document, Policy, _KNOWN, check)
 
 
-@dataclass(frozen=True, slots=True)
-class NotYet:
-    """A key of a policy that is accepted, but has no effect in this version."""
-
-    key: str
-    why: str
-
-
-def not_yet_in_force(policy: Policy) -> tuple[NotYet, ...]:
-    """List what a policy asks for, by word or by default, and this version does not do."""
-    wanted = policy.enforcement
-    rules = (
-        ("support.contact", policy.support.contact is not None, "refusals do not show it"),
-        ("enforcement.mode", wanted.mode is Mode.AUDIT, "refusals are real, not only recorded"),
-        ("enforcement.on_deny", wanted.on_deny is not OnDeny.REJECT, "every refusal is a reject"),
-    )
-    return tuple(
-        NotYet(key, f"{_as_set(policy, key)}this version does not act on it: {why}")
-        for key, applies, why in rules
-        if applies
-    )
-
-
 def canonical_policy(policy: Policy) -> dict[str, Any]:
     """Give a policy as JSON values: defaults spelled out, names normalised, absent keys left out.
 
@@ -305,7 +327,7 @@ def canonical_policy(policy: Policy) -> dict[str, Any]:
             "mode": str(wanted.mode),
             "engine": str(wanted.engine),
             "containers": str(wanted.containers),
-            "on_deny": str(wanted.on_deny),
+            "on_deny": wanted.on_deny.plain,
         },
     )
 
@@ -338,7 +360,7 @@ organization = {organization}
 # [support]
 # contact = "it@acme.example"         # whom a refused person may ask
 
-# One [[registry]] for each allowed registry. Everything else is refused.
+# One [[registry]] for each allowed registry. Others are refused once this is enforced.
 [[registry]]
 address = "docker.io"                 # its login and download hosts are known
 nickname = "Docker Hub"
@@ -356,8 +378,11 @@ nickname = "Docker Hub"
 # address = "github.com"
 # ports = [443]
 
-# [enforcement]                       # the defaults
-# mode = "enforce"                    # enforce | audit
+# It begins in audit mode: nothing is refused, what would be is recorded. `ramnet activity` shows
+# it, `ramnet policy suggest` makes entries of it. When it has none to add, write "enforce".
+[enforcement]
+mode = "audit"                        # enforce | audit
+# The defaults of the rest:
 # engine = "strict"                   # strict | catalog | off
 # containers = "catalog"              # strict | catalog | off
 # on_deny = "notice"                  # notice | reject | drop
@@ -400,15 +425,6 @@ def _addresses(entries: object) -> Iterator[Address | None]:
             yield _address(entry["address"]) if isinstance(entry, dict) else None
         except (KeyError, ValueError):
             yield None  # the model tells
-
-
-def _as_set(policy: Policy, key: str) -> str:
-    """Say so when a key has its value by default."""
-    table, _, name = key.partition(".")
-    if table != "enforcement":
-        return ""
-    value = getattr(policy.enforcement, name)
-    return "" if name in policy.enforcement.model_fields_set else f'"{value}" by default; '
 
 
 def _present(**keys: Any) -> dict[str, Any]:

@@ -18,11 +18,21 @@ from ramnet.core.kernel import Feature
 from ramnet.core.leases import Lease
 from ramnet.core.modes import Modes
 from ramnet.core.plan import Plan
-from ramnet.core.policy import ClassMode, not_yet_in_force
+from ramnet.core.policy import ClassMode, Mode, OnDeny, OnDenyEach, Policy
+from ramnet.core.refusal import REJECTED
 from ramnet.core.scope import Classes, Group
-from ramnet.core.terms import HELD, IMPOSTERS, PACED, REFUSED, Rung
+from ramnet.core.terms import HELD, IMPOSTERS, PACED, REFUSED, Rung, TrafficClass
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The responder: where it listens, how many it has answered, and why it cannot, if so."""
+
+    port: int | None
+    answered: int
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class Facts:
     left_out: tuple[str, ...]
     plugged: tuple[str, ...]
     hold: dict[str, Any] | None
+    notice: Notice
+    record_problems: tuple[str, ...] = ()
 
 
 def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
@@ -70,6 +82,7 @@ def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
         "refused": facts.counters.get(REFUSED, 0),
         "held_first_syn": facts.counters.get(HELD, 0),
         "repairs": engine.repairs,
+        "refusal": _refusal(facts, plan),
         "classes": _classes(engine, facts, plan),
         "not_covered": _not_covered(engine, facts, plan),
         "warnings": _warnings(engine, facts, plan),
@@ -147,7 +160,7 @@ def _classes(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, dict[
     policy = plan.policy if plan is not None else None
     classes = _enforced(engine, plan)
     wanted = policy.enforcement.engine if policy is not None else ClassMode.STRICT
-    return {
+    found = {
         "engine": {
             "wanted": str(wanted),
             "enforced": str(classes.engine),
@@ -160,11 +173,33 @@ def _classes(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, dict[
             "because": _host_because(engine, facts, plan, classes.host),
         },
     }
+    if plan is not None and plan.refusal.audit:
+        for who in TrafficClass:
+            judged: ClassMode = getattr(plan.classes, who)
+            found[who]["because"] = f"audit: what '{judged}' would refuse is recorded, and passes"
+    return found
+
+
+def _refusal(facts: Facts, plan: Plan | None) -> dict[str, Any]:
+    """Say how each class is refused; in audit, that nobody is."""
+    refusal = plan.refusal if plan is not None else REJECTED
+    how = {who: refusal.of(who) for who in TrafficClass}
+    if facts.notice.because:
+        how = {who: OnDeny.REJECT if one is OnDeny.NOTICE else one for who, one in how.items()}
+    return {
+        "mode": str(Mode.AUDIT if refusal.audit else Mode.ENFORCE),
+        "on_deny": {str(who): str(one) for who, one in how.items()},
+        "notice": {
+            "port": facts.notice.port,
+            "answered": facts.notice.answered,
+            "problem": facts.notice.because or None,
+        },
+    }
 
 
 def _enforced(engine: Engine, plan: Plan | None) -> Classes:
     """Say how each class is judged; engines that are not told apart are judged like anybody."""
-    if plan is None or engine.state is State.OFF:
+    if plan is None or engine.state in (State.OFF, State.AUDITING):
         return _NOTHING
     classes = plan.classes
     if engine.scope_problem:
@@ -225,6 +260,8 @@ def _containers(
 
 
 def _not_covered(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
+    if engine.state is State.AUDITING:
+        return ["everything: the policy's mode is audit, so nothing is refused"]
     classes = _enforced(engine, plan)
     found = []
     if not facts.modes.scope.precise and classes.engine is ClassMode.STRICT and plan is not None:
@@ -284,9 +321,21 @@ def _warnings(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
         found.append("no resolver can be reached: no name can be learned")
     if facts.lost:
         found.append(f"{facts.lost} bursts of DNS copies were lost: some answers were not learned")
-    if plan is not None and plan.policy is not None:
-        found += [f"policy key {item.key}: {item.why}" for item in not_yet_in_force(plan.policy)]
+    found += [*facts.record_problems, *_answered_otherwise(facts, plan)]
     return found
+
+
+def _answered_otherwise(facts: Facts, plan: Plan | None) -> Iterator[str]:
+    """Tell which refusals cannot look as the policy wants them to."""
+    if plan is None or plan.refusal.audit:
+        return
+    wanted = _on_deny(plan.policy)
+    if OnDeny.NOTICE in (wanted.engine, wanted.host) and facts.notice.because:
+        yield f"refused connections get no notice, they are only refused: {facts.notice.because}"
+
+
+def _on_deny(policy: Policy | None) -> OnDenyEach:
+    return policy.enforcement.on_deny if policy is not None else OnDenyEach()
 
 
 def explain_report(found: Explanation, *, source: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ OUTPUT = "output"
 ENGINE = "engine"
 # Any number will do as long as nobody else uses it; the kernel lets a group have one owner.
 NFLOG_GROUP = 7261
+# Copies of what is refused, for the record.
+REFUSALS_GROUP = 7262
 # A queue, like a group, has one owner. The first is for answers that teach what engines may reach,
 # the second for those that other programs and containers are to hear.
 QUEUE = 7261
@@ -36,6 +38,9 @@ LOCAL = "local"
 # While the daemon refreshes this set, answers are held; when it hangs or dies they pass.
 ALIVE = "alive"
 ALIVE_SECONDS = 1.0
+# While the responder gives signs of life this set is refreshed, for as long; refused connections
+# are led to it then, and are only refused otherwise.
+NOTICE = "notice"
 # The chains of the rule that nft's language cannot say (xt NFQUEUE), by queue; it goes there by
 # netlink.
 COMPAT_CHAIN = "hold"
@@ -48,6 +53,14 @@ REFUSED = "refused"
 HELD = "held_first_syn"
 
 FAMILIES = ((4, "ip"), (6, "ip6"))
+
+
+class TrafficClass(StrEnum):
+    """Whose traffic: that of engines, of everybody else on the machine, of containers."""
+
+    ENGINE = "engine"
+    HOST = "host"
+    CONTAINERS = "containers"
 
 
 class Book(StrEnum):
@@ -127,7 +140,8 @@ class Settings:
 
     ``ct_dns`` and ``ct_host`` are the bits of the conntrack mark on DNS flows, ``set_size`` the
     size of each host set, ``rung`` how answers are followed, ``scope`` who is an engine,
-    ``egress`` whether the kernel has that hook.
+    ``egress`` whether the kernel has that hook. ``notice`` is the port where the responder listens,
+    None where there is none; ``mark_notice`` the bit of the mark on packets that are led there.
     """
 
     ct_dns: int
@@ -136,6 +150,8 @@ class Settings:
     scope: Scope = EVERYBODY
     ct_host: int = 0x0400_0000
     egress: bool = False
+    notice: int | None = None
+    mark_notice: int = 0x0800_0000
 
 
 def host_set(book: str, version: int, port: int) -> str:

@@ -19,7 +19,7 @@ from ramnet.core.allow import ANY_PORT
 from ramnet.core.packet import IPPROTO_TCP, IPPROTO_UDP
 from ramnet.core.ruleset import Family
 from ramnet.core.scope import engines_set
-from ramnet.core.terms import ALIVE, ALIVE_SECONDS, host_set
+from ramnet.core.terms import ALIVE, ALIVE_SECONDS, NOTICE, host_set
 from ramnet.errors import HostError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute, nested
@@ -241,21 +241,35 @@ class Elements:
 
     def refresh_alive(self) -> None:
         """Say that the daemon is alive, for the next ``ALIVE_SECONDS``."""
+        self._refresh(ALIVE, (IPPROTO_TCP, IPPROTO_UDP))
+
+    def refresh_notice(self) -> None:
+        """Say that the responder is alive, for the next ``ALIVE_SECONDS``."""
+        self._refresh(NOTICE, (IPPROTO_TCP,))
+
+    def _refresh(self, name: str, protocols: Iterable[int]) -> None:
         steps: list[_Step] = []
-        for protocol in (IPPROTO_TCP, IPPROTO_UDP):
+        for protocol in protocols:
             key = _key(bytes((protocol,)))
-            full = self._body(ALIVE.encode(), key + _timeout(ALIVE_SECONDS))
-            steps += _renewal(full, self._body(ALIVE.encode(), key))
-        self._commit(steps, f"refreshing set {ALIVE}")
+            full = self._body(name.encode(), key + _timeout(ALIVE_SECONDS))
+            steps += _renewal(full, self._body(name.encode(), key))
+        self._commit(steps, f"refreshing set {name}")
 
     def forget_alive(self) -> None:
         """Let answers pass from now on, as when the daemon were dead."""
+        self._forget(ALIVE, (IPPROTO_TCP, IPPROTO_UDP))
+
+    def forget_notice(self) -> None:
+        """Lead nobody to the responder from now on, as when it were dead."""
+        self._forget(NOTICE, (IPPROTO_TCP,))
+
+    def _forget(self, name: str, protocols: Iterable[int]) -> None:
         steps: list[_Step] = []
-        for protocol in (IPPROTO_TCP, IPPROTO_UDP):
+        for protocol in protocols:
             key = _key(bytes((protocol,)))
-            full = self._body(ALIVE.encode(), key + _timeout(ALIVE_SECONDS))
-            steps += _renewal(full, self._body(ALIVE.encode(), key))[:2]
-        self._commit(steps, f"emptying set {ALIVE}")
+            full = self._body(name.encode(), key + _timeout(ALIVE_SECONDS))
+            steps += _renewal(full, self._body(name.encode(), key))[:2]
+        self._commit(steps, f"emptying set {name}")
 
     def feed_groups(self, level: int, add: Iterable[int], drop: Iterable[int] = ()) -> None:
         """Add the ids of cgroups to the set of their ``level``, and drop others, all at once.

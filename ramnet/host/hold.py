@@ -25,6 +25,7 @@ from ramnet.core.engine import Engine
 from ramnet.core.events import AnswerCopy, QueryCopy, TableLost, WriteLeases
 from ramnet.core.learner import Learner
 from ramnet.core.leases import Key
+from ramnet.core.names import HostName
 from ramnet.core.packet import tcp_ends
 from ramnet.core.ruleset import Family
 from ramnet.core.terms import ALIVE_SECONDS, TABLE
@@ -34,6 +35,7 @@ from ramnet.host.leasing import Books
 from ramnet.host.nflog import BURST as COPIES
 from ramnet.host.nflog import NflogReader
 from ramnet.host.queue import NfQueue, Queued
+from ramnet.host.recorder import Recorder
 
 # How long an answer may wait for its set update. Clients ask again after 5 s; a set update takes
 # well under a millisecond unless somebody else's transaction is in the way.
@@ -116,29 +118,30 @@ class Holder:
 
     def __init__(
         self,
-        queue: NfQueue,
-        others: NfQueue,
+        queues: tuple[NfQueue, NfQueue],
         queries: NflogReader,
         books: Books,
         engine: Engine,
         lock: threading.Lock,
         report: Callable[[TableLost, int], None],
+        recorder: Recorder,
     ) -> None:
-        """``queue`` has the answers that engines hear, ``others`` those of everybody else.
+        """``queues``: of the answers that engines hear, and of those of everybody else.
 
         ``report`` is called from the writer's thread when an update failed, with the ``epoch`` of
         the table that it was for.
         """
         self.counters = HoldCounters()
         self._lines = (
-            _Line(queue, engine.learner),
-            _Line(others, engine.heard, engine.blocker),
+            _Line(queues[0], engine.learner),
+            _Line(queues[1], engine.heard, engine.blocker),
         )
         self._queries = queries
         self._books = books
         self._engine = engine
         self._lock = lock
         self._report = report
+        self._recorder = recorder
         self._work: SimpleQueue[_Work | threading.Event | None] = SimpleQueue()
         self._failed: deque[_Work] = deque(maxlen=MAX_WORK)
         # How many submitted updates name a key.
@@ -287,10 +290,10 @@ class Holder:
     def _take(self, line: _Line, queued: Queued, passed: list[int]) -> None:
         counters = self.counters
         counters.seen += 1
+        self._recorder.heard(queued.packet)
         if line.blocker is not None:
-            changed = line.blocker.packet(queued.packet)
-            if changed is not None:
-                line.queue.accept_with(queued.ident, changed)
+            name = line.blocker.blocks(queued.packet)
+            if name is not None and self._blocked(line, line.blocker, queued, name):
                 return
             if not queued.forwarded:  # another program's than an engine: it teaches nothing
                 passed.append(queued.ident)
@@ -318,6 +321,28 @@ class Holder:
             counters.held += 1
             line.held[queued.ident] = now, tcp_ends(queued.packet)
             self._submit(writes, keys, _Waiting(line, queued.ident), now)
+
+    def _blocked(self, line: _Line, blocker: Blocker, queued: Queued, name: HostName) -> bool:
+        """Keep who asked from a refused registry; tell whether the packet is dealt with.
+
+        A program of the host may hear where it is, where a notice tells it why it is refused there.
+        """
+        if not queued.forwarded:
+            now = time.monotonic()
+            with self._lock:
+                lesson = self._engine.refuse_answer(name, queued.packet, now)
+                if lesson is not None:
+                    self.counters.held += 1
+                    line.held[queued.ident] = now, b""
+                    writes = [lesson.write] if lesson.write is not None else []
+                    self._submit(writes, lesson.keys, _Waiting(line, queued.ident), now)
+                    return True
+        changed = blocker.changed(queued.packet)
+        if changed is None:
+            return False
+        self._recorder.blocked(name, queued.packet, forwarded=queued.forwarded)
+        line.queue.accept_with(queued.ident, changed)
+        return True
 
     def _submit(
         self,

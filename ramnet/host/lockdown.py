@@ -22,10 +22,13 @@ from ramnet.host.scoping import Scoping
 FILE_NAME = "locked.nft"
 
 
-def locked_text(settings: Settings) -> str:
-    """Render the locked ruleset for this machine. Raises ``HostError``."""
+def locked_text(settings: Settings, *, audit: bool) -> str:
+    """Render the locked ruleset for this machine; with ``audit`` it refuses nobody.
+
+    Raises ``HostError``.
+    """
     mount = str(mount_point()) if settings.scope.groups else ""
-    return render_locked(settings, load_catalog(), today(), mount=mount)
+    return render_locked(settings, load_catalog(), today(), mount=mount, audit=audit)
 
 
 def write_locked(state_dir: str, text: str) -> bool:
@@ -70,7 +73,8 @@ def lock(config: Config, state_dir: str, *, load: bool = True) -> str:
     scoping = Scoping(modes.scope, config.scope.cgroups, config.mark.engine)
     try:
         settings = settings_for(config, modes, scoping.groups, kernel.evidence)
-        text = locked_text(settings)
+        audit = kept is not None and kept.audit
+        text = locked_text(settings, audit=audit)
         if not load:
             changed = write_locked(state_dir, text)
             return "the locked ruleset was written" if changed else "nothing has changed"
@@ -79,7 +83,9 @@ def lock(config: Config, state_dir: str, *, load: bool = True) -> str:
     finally:
         scoping.close()
     said = "engines are locked: they are refused everything until `ramnet run` is ready"
-    if refuses_nothing(settings):
+    if audit:
+        said = "nobody is refused anything: the policy in force was one that only watches"
+    elif refuses_nothing(settings):
         said = f'nobody is refused anything: {modes.scope_because}, and [scope] weak is "catalog"'
     try:
         write_locked(state_dir, text)

@@ -1,8 +1,9 @@
-"""Copies of DNS packets from the kernel: nfnetlink_log (NFLOG), the ``observe`` rung.
+"""Copies of packets from the kernel: nfnetlink_log (NFLOG).
 
-Our rules log two kinds of packets to one group: queries to a trusted resolver as they leave
+Our rules log two kinds of packets to one group: DNS queries to a trusted resolver as they leave
 (output hook), and answers as they arrive (input hook) that conntrack ties to such a query. Taken
-behind conntrack, unlike an AF_PACKET tap, a copy exists only of what the rules believe.
+behind conntrack, unlike an AF_PACKET tap, a copy exists only of what the rules believe. What is
+refused goes to a second group, with the prefix "<verdict> <class>".
 
 A group has one owner in a network namespace: binding it is also the lock against a second daemon.
 Source: ``linux/netfilter/nfnetlink_log.h``.
@@ -12,12 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from typing import Generic, TypeVar
 
+from ramnet.core.activity import RefusalCopy, Verdict
 from ramnet.core.events import AnswerCopy, QueryCopy
 from ramnet.core.packet import asks
+from ramnet.core.terms import TrafficClass
 from ramnet.errors import HostError, OccupiedError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
@@ -26,7 +31,12 @@ NFNL_SUBSYS_ULOG = 4
 NFULNL_MSG_PACKET = NFNL_SUBSYS_ULOG << 8 | 0
 NFULNL_MSG_CONFIG = NFNL_SUBSYS_ULOG << 8 | 1
 NFULA_PACKET_HDR = 1
+NFULA_IFINDEX_INDEV = 4
+NFULA_IFINDEX_OUTDEV = 5
 NFULA_PAYLOAD = 9
+NFULA_PREFIX = 10
+NFULA_UID = 11
+NFULA_GID = 14
 NFULA_CFG_CMD = 1
 NFULA_CFG_MODE = 2
 NFULA_CFG_TIMEOUT = 4
@@ -35,15 +45,22 @@ NFULNL_CFG_CMD_BIND = 1
 NFULNL_COPY_PACKET = 2
 NF_INET_FORWARD = 2
 NF_INET_LOCAL_OUT = 3
+NFPROTO_NETDEV = 5
+# Where an Ethernet frame says what is in it, and that it is IP, or one of a VLAN (IEEE 802.1Q).
+_ETHER_TYPE = 12
+_ETHER_IP = (b"\x08\x00", b"\x86\xdd")
+_VLAN = b"\x81\x00"
 
 
 # Datagrams read in one turn of the event loop: a flood of answers must not starve timers, the
 # control socket or the resolver. What is left waits in the socket buffer.
 BURST = 128
 
+C = TypeVar("C")
 
-class NflogReader:
-    """Owns one NFLOG group and turns what arrives there into events."""
+
+class GroupReader(Generic[C]):
+    """Owns one NFLOG group and turns what arrives there into copies."""
 
     def __init__(self, group: int, descriptor: int | None = None) -> None:
         """Bind ``group``, or take over a socket that is bound to it, with the copies in it.
@@ -101,7 +118,11 @@ class NflogReader:
         """Whether copies are there that ``fileno`` does not tell of."""
         return bool(self._waiting)
 
-    def read(self) -> Iterator[QueryCopy | AnswerCopy]:
+    def _parse(self, family: int, payload: memoryview) -> C | None:
+        """Turn the attributes of a message into a copy; None for what is none of ours."""
+        raise NotImplementedError
+
+    def read(self) -> Iterator[C]:
         """Yield what has arrived, at most ``BURST`` datagrams; never blocks.
 
         Overruns (ENOBUFS) are counted in ``lost``.
@@ -118,21 +139,71 @@ class NflogReader:
                 return
             for kind, _, payload in netlink.messages(data):
                 if kind == NFULNL_MSG_PACKET:
-                    packet = _parse(payload)
+                    packet = self._parse(payload[0], payload[netlink.NFGEN.size :])
                     if packet is not None:
                         yield packet
 
 
-def _parse(payload: memoryview) -> QueryCopy | AnswerCopy | None:
-    hook = 0
-    packet: bytes | None = None
-    for kind, value in netlink.attributes(payload[netlink.NFGEN.size :]):
-        if kind == NFULA_PACKET_HDR:
-            hook = value[2]
-        elif kind == NFULA_PAYLOAD:
-            packet = bytes(value)
-    if packet is None:
-        return None
-    if hook == NF_INET_FORWARD:  # to the resolver's port, or from it
-        return (QueryCopy if asks(packet) else AnswerCopy)(packet, forwarded=True)
-    return QueryCopy(packet) if hook == NF_INET_LOCAL_OUT else AnswerCopy(packet)
+class NflogReader(GroupReader[QueryCopy | AnswerCopy]):
+    """Reads the copies of DNS packets."""
+
+    def _parse(self, family: int, payload: memoryview) -> QueryCopy | AnswerCopy | None:  # noqa: ARG002
+        hook = 0
+        packet: bytes | None = None
+        for kind, value in netlink.attributes(payload):
+            if kind == NFULA_PACKET_HDR:
+                hook = value[2]
+            elif kind == NFULA_PAYLOAD:
+                packet = bytes(value)
+        if packet is None:
+            return None
+        if hook == NF_INET_FORWARD:  # to the resolver's port, or from it
+            return (QueryCopy if asks(packet) else AnswerCopy)(packet, forwarded=True)
+        return QueryCopy(packet) if hook == NF_INET_LOCAL_OUT else AnswerCopy(packet)
+
+
+class RefusalReader(GroupReader[RefusalCopy]):
+    """Reads the copies of what is refused."""
+
+    def _parse(self, family: int, payload: memoryview) -> RefusalCopy | None:
+        found = {kind: bytes(value) for kind, value in netlink.attributes(payload)}
+        words = found.get(NFULA_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace").split(" ")
+        packet = found.get(NFULA_PAYLOAD)
+        try:
+            verdict, traffic = words
+            kinds = Verdict(verdict), TrafficClass(traffic)
+        except ValueError:  # of a rule that is not ours
+            return None
+        if packet is None:
+            return None
+        return RefusalCopy(
+            *kinds,
+            _behind_ethernet(packet) if family == NFPROTO_NETDEV else packet,
+            _number(found.get(NFULA_UID)),
+            _number(found.get(NFULA_GID)),
+            _device(found.get(NFULA_IFINDEX_INDEV)),
+            _device(found.get(NFULA_IFINDEX_OUTDEV)),
+        )
+
+
+def _behind_ethernet(frame: bytes) -> bytes:
+    """Return the IP packet of a frame, whose header a copy of the egress hook begins with."""
+    at = _ETHER_TYPE
+    if frame[at : at + 2] == _VLAN:
+        at += 4
+    return frame[at + 2 :] if frame[at : at + 2] in _ETHER_IP else frame
+
+
+def _number(value: bytes | None) -> int | None:
+    return int.from_bytes(value, "big") if value is not None else None
+
+
+def _device(value: bytes | None) -> str:
+    """Name a device; empty where there is none, or none any more."""
+    index = _number(value)
+    if not index:
+        return ""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""

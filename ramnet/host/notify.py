@@ -12,6 +12,8 @@ SEND_SECONDS = 1.0
 _FIRST = 3
 # Those of the largest number of 64 bits.
 _DIGITS = 20
+# FileDescriptorName= of ramnet-notice.socket.
+NOTICE_SOCKETS = "notice"
 _FDSTORE = "FDSTORE=1\nFDPOLL=0\nFDNAME="
 
 
@@ -48,12 +50,14 @@ class FdStore:
     """Descriptors that the service manager keeps while this program restarts.
 
     What it has kept is there under its name, for ``take``, once; what is not taken is closed and
-    forgotten by ``settle``. Without a service manager there is nothing.
+    forgotten by ``settle``. Sockets of a socket unit are ``passed``, and never closed here.
+    Without a service manager there is nothing.
     """
 
     def __init__(self) -> None:
         """Take over what was passed (sd_listen_fds(3)); the environment is for nobody else."""
         self._kept: dict[str, int] = {}
+        self._passed: dict[str, tuple[int, ...]] = {NOTICE_SOCKETS: ()}
         pid = os.environ.pop("LISTEN_PID", "")
         count = os.environ.pop("LISTEN_FDS", "")
         names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -65,7 +69,9 @@ class FdStore:
                 os.set_inheritable(descriptor, False)  # noqa: FBT003 - the only way to say it
             except OSError:  # there are fewer than was said
                 return
-            if name in self._kept:
+            if name in self._passed:
+                self._passed[name] += (descriptor,)
+            elif name in self._kept:
                 os.close(descriptor)
             else:
                 self._kept[name] = descriptor
@@ -73,6 +79,10 @@ class FdStore:
     def take(self, name: str) -> int | None:
         """Give away the descriptor of this name; None where none was kept."""
         return self._kept.pop(name, None)
+
+    def passed(self, name: str) -> tuple[int, ...]:
+        """Return the descriptors of a socket unit, which stay open; none where there is none."""
+        return self._passed[name]
 
     def keep(self, name: str, descriptor: int) -> None:
         """Have a descriptor kept under a name, in the place of the one before.

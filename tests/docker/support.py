@@ -16,6 +16,8 @@ BUILT = (
     "built"  # whoever builds has to remove it: nobody can pull its base afresh while it is there
 )
 REFUSED = "connect: connection refused"
+# Without a policy there is nobody to choose another answer than the notice, see test_notice.py.
+NOTICED = "registry-access-denied-by-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,15 @@ class Said:
     @property
     def refused(self) -> bool:
         """Whether ramnet's refusal is what the engine tells, soon enough."""
-        return self.status != 0 and REFUSED in self.words and self.seconds < REFUSED_SECONDS
+        told = REFUSED in self.words or NOTICED in self.words
+        return self.status != 0 and told and self.seconds < REFUSED_SECONDS
 
 
 def docker(lab: Lab, *args: str, buildkit: bool = False) -> Said:
     """Run the docker command line."""
     begin = time.monotonic()
     done = lab.engine.docker(*args, env={"DOCKER_BUILDKIT": "1"} if buildkit else None)
-    return _said(done, begin)
+    return said_of(done, begin)
 
 
 def pull(lab: Lab, reference: str) -> Said:
@@ -66,7 +69,8 @@ def has_buildkit(lab: Lab) -> bool:
     return int(version.partition(".")[0]) < 23 or plugin.returncode == 0
 
 
-def _said(done: subprocess.CompletedProcess[str], begin: float) -> Said:
+def said_of(done: subprocess.CompletedProcess[str], begin: float) -> Said:
+    """Say how a program ended that was started at ``begin``."""
     everything = (done.stdout + done.stderr).strip()
     words = everything.splitlines()[-1] if everything else ""
     return Said(done.returncode, words, everything, time.monotonic() - begin)

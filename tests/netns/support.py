@@ -54,12 +54,19 @@ import errno, json, socket, sys, threading
 seconds, targets = json.load(sys.stdin)
 found, threads = [], []
 
+def noticed(sock):
+    try:
+        sock.sendall(b"GET /v2/ HTTP/1.0\\r\\n\\r\\n")
+        return b" 403 registry access denied " in sock.recv(64)
+    except OSError:
+        return False
+
 def attempt(family, address):
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         try:
             sock.connect(address)
-            said = "connected"
+            said = "refused" if noticed(sock) else "connected"
         except ConnectionRefusedError:
             said = "refused"
         except TimeoutError:
@@ -83,16 +90,26 @@ print(json.dumps(found))
 """
 
 
-def policy(*registries: str, more: str = "") -> str:
-    """Write a policy that lists these registries; ``more`` is appended as it is."""
+def policy(*registries: str, more: str = "", on_deny: str | None = "reject") -> str:
+    """Write a policy that lists these registries; ``more`` is appended as it is.
+
+    A refused ``connect`` fails, unless ``on_deny`` is None: that leaves the policy's default.
+    """
     entries = "".join(f'\n[[registry]]\naddress = "{address}"\n' for address in registries)
-    return f'version = 1\norganization = "acme"\n{entries}{more}'
+    text = f'version = 1\norganization = "acme"\n{entries}{more}'
+    if on_deny is None:
+        return text
+    table = "\n[enforcement]\n"
+    return (text if table in text else text + table).replace(
+        table, f'{table}on_deny = "{on_deny}"\n'
+    )
 
 
 def attempt(sandbox: Sandbox, *targets: Target) -> dict[Target, str]:
     """Connect to every address of these hosts at once, as a client does: what became of each.
 
-    The outcomes are "connected", "refused", "timeout", "unresolved" or the name of an errno.
+    The outcomes are "connected", "refused" (by the notice as well), "timeout", "unresolved" or the
+    name of an errno.
     """
     argv = [sys.executable, "-I", "-S", "-c", _ATTEMPT]
     said = sandbox.run(argv, input=json.dumps([ATTEMPT_SECONDS, targets])).stdout

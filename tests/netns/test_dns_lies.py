@@ -853,7 +853,7 @@ def test_no_lie_opens_a_way(world: World, clients: Clients, container: Sandbox) 
         assert capture.to([good])
         assert capture.to(address for address, _ in targets) == ()
         # The control: the same connects where the judge lets everything pass.
-        with replaced(world.client, "refuse", "tcp reset", "accept"):
+        with replaced(world.client, "refuse_engine", "tcp reset", "accept"):
             found = connect_all(world.client, targets)
         assert {one.outcome for one in found.values()} == {"connected"}
         assert {str(syn.dst) for syn in capture.to(address for address, _ in targets)} == {
@@ -878,5 +878,5 @@ def test_a_rebound_name_does_not_reach_this_machine(
 
     with inside(world.client, listen):
         assert attempt().outcome == "ECONNREFUSED"
-        with replaced(world.client, "refuse", "tcp reset", "accept"):
+        with replaced(world.client, "refuse_engine", "tcp reset", "accept"):
             assert attempt().outcome == "connected"

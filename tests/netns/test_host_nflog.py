@@ -7,12 +7,11 @@ import os
 import select
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -24,11 +23,11 @@ from ramnet.errors import HostError
 from ramnet.host.nflog import BURST, NflogReader
 from ramnet.host.nft import Nft
 from ramnet.host.scratch import in_scratch_netns
+from tests.netns.nflogworld import beyond, started_in
 
 T = TypeVar("T")
 
 SECONDS = 10.0
-PIPES: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 def logging_rules() -> str:
@@ -184,35 +183,6 @@ def test_what_is_forwarded_is_told_from_what_is_our_own() -> None:
         assert list(reader.read()) == []
 
     with_reader(work)
-
-
-@contextmanager
-def beyond(network: str) -> Iterator[int]:
-    """Make a network namespace behind a device of this one; yield a process that holds it."""
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; read _"], **PIPES) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        device = f"v{network.rpartition('.')[2]}"
-        commands = (
-            f"ip link add {device} type veth peer name out netns {holder.pid}",
-            f"ip addr add {network}.1/24 dev {device}",
-            f"ip link set {device} up",
-            f"nsenter -t {holder.pid} -n ip addr add {network}.2/24 dev out",
-            f"nsenter -t {holder.pid} -n ip link set out up",
-            f"nsenter -t {holder.pid} -n ip route add default via {network}.1",
-        )
-        try:
-            for command in commands:
-                subprocess.run(command.split(), check=True)
-            yield holder.pid
-        finally:
-            holder.kill()
-
-
-def started_in(pid: int, code: str) -> subprocess.Popen[str]:
-    """Start a Python program in the network namespace of a process."""
-    argv = ["nsenter", "-t", str(pid), "-n", sys.executable, "-I", "-S", "-c", code]
-    return subprocess.Popen(argv, **PIPES)
 
 
 def test_a_read_takes_no_more_than_a_burst() -> None:

@@ -23,6 +23,7 @@ from ramnet.core.catalog import load_catalog
 from ramnet.core.compiler import compile_table
 from ramnet.core.config import ScopeMode, Weak
 from ramnet.core.policy import ClassMode, parse_policy
+from ramnet.core.refusal import refusal_for
 from ramnet.core.ruleset import (
     Chain,
     Hook,
@@ -142,11 +143,19 @@ BY_MARK = Scope(ScopeMode.MARK, GROUPS, mark=0x0200_0000, host=ClassMode.CATALOG
 BY_USER = Scope(ScopeMode.UID, uids=(1000, 0), host=ClassMode.CATALOG)
 
 
-def scoped(scope: Scope, containers: str, rung: Rung = Rung.COMPAT, *, blind: bool = False) -> Case:
+def scoped(
+    scope: Scope,
+    containers: str,
+    rung: Rung = Rung.COMPAT,
+    *,
+    blind: bool = False,
+    more: str = "",
+    notice: int | None = None,
+) -> Case:
     return Case(
-        enforcing(policy(more=DESTINATIONS), containers),
+        enforcing(policy(more=DESTINATIONS), containers) + more,
         (Resolver(ip_address("203.0.113.53"), LO, LO),),
-        settings=replace(DEFAULTS, scope=scope, rung=rung),
+        settings=replace(DEFAULTS, scope=scope, rung=rung, notice=notice),
         bridges=(9, 5),
         blind=blind,
     )
@@ -159,16 +168,19 @@ CASES = {
     "observe": OBSERVE,
     "native": NATIVE,
     "cgroup": scoped(BY_GROUP, "catalog"),
+    "notice": scoped(BY_GROUP, "catalog", notice=7261),
+    "audit": scoped(BY_GROUP, "catalog", more='mode = "audit"\n', notice=7261),
     "host-off": scoped(replace(BY_GROUP, host=ClassMode.OFF), "off"),
     "blind": scoped(replace(BY_GROUP, host=ClassMode.OFF, weak=Weak.STRICT), "off", blind=True),
     "mark": scoped(BY_MARK, "off", Rung.OBSERVE),
     "uid": scoped(BY_USER, "catalog"),
     "containers-strict": scoped(replace(BY_MARK, host=ClassMode.OFF), "strict", Rung.NATIVE),
 }
+NOTICE_CHAINS = ("lead", "noticed")
 # One daemon goes from one to another of these: its rung of DNS and its scope do not change.
 CHANGES = [
     ["locked-down", "names", "networks"],
-    ["cgroup", "host-off", "blind"],
+    ["cgroup", "notice", "audit", "host-off", "blind"],
 ]
 
 
@@ -190,7 +202,10 @@ def compiled(case: Case) -> Table:
     allowed = allow_list(parsed, load_catalog(), date(2026, 1, 1))
     classes = classes_for(parsed, case.settings.scope, blind=case.blind)
     machine = Machine(case.bridges, (8,) if case.bridges else ())
-    return compile_table(allowed, case.resolvers, case.held, case.settings, classes, machine)
+    refusal = refusal_for(parsed, case.settings)
+    return compile_table(
+        allowed, case.resolvers, case.held, case.settings, classes, machine, refusal
+    )
 
 
 def listing(*transactions: str) -> str:
@@ -290,7 +305,8 @@ def test_control_a_word_that_is_wrong_lists_differently(one: str, other: str) ->
 def test_the_base_chains_sit_between_conntrack_and_mangle() -> None:
     """A golden file that is as wrong as the compiler would not tell."""
     for name, case in CASES.items():
-        hooks = {chain.hook: chain for chain in compiled(case).chains if chain.hook is not None}
+        based = [chain for chain in compiled(case).chains if chain.hook is not None]
+        hooks = {chain.hook: chain for chain in based if chain.name not in NOTICE_CHAINS}
         assert {chain.kind for chain in hooks.values()} == {"filter"}
         assert hooks.pop(Hook.PREROUTING).priority == RAW < -200  # conntrack has not seen it yet
         # Behind the NAT of what comes in (100), which turns the answers of a published server back.

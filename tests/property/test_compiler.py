@@ -222,8 +222,8 @@ def test_nothing_is_accepted_by_the_strict_chain_before_it_is_judged(
         accepted = {rule for rule in rules(table, name) if rule.endswith("accept")}
         rest = {rule for rule in accepted - known if not rule.startswith("udp sport ")}
         assert all(" daddr " in rule and "@" in rule for rule in rest), rest
-    assert list(rules(table, "judge"))[-1] == "goto refuse"
-    assert list(rules(table, "contained"))[-1] == "goto refuse"
+    assert list(rules(table, "judge"))[-1] == "goto refuse_engine"
+    assert list(rules(table, "contained"))[-1] == "goto refuse_containers"
 
 
 @given(ENTRIES, DESTINATIONS)

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from ramnet.host.notify import NOTICE_SOCKETS
+
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = ROOT / "systemd"
-UNITS = sorted(path.name for path in (*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.slice")))
+KINDS = ("service", "slice", "socket")
+UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix[1:] in KINDS)
 ENGINES = ("docker", "containerd", "podman", "buildkit")
 EXPOSURE = 2.0
+EXPOSURE_OF_NOTICE = 0.6
 ANALYZE = shutil.which("systemd-analyze")
 LOCK = "/opt/ramnet/current/libexec/ramnet-lock"
 
@@ -96,14 +100,26 @@ def test_a_fault_in_a_unit_is_found(machine: Path) -> None:
     assert "WatchdogSecs" in done.stderr
 
 
+def exposure(name: str) -> float:
+    done = analyze("security", "--offline=true", str(SYSTEMD / name))
+    found = re.search(rf"Overall exposure level for {name}: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    return float(found[1])
+
+
 @needs_systemd
 def test_the_daemon_is_left_with_little() -> None:
-    done = analyze("security", "--offline=true", str(SYSTEMD / "ramnet.service"))
-    found = re.search(r"Overall exposure level for ramnet.service: ([0-9.]+)", done.stdout)
-    assert found is not None, done.stdout + done.stderr
-    assert float(found[1]) <= EXPOSURE, done.stdout
+    assert exposure("ramnet.service") <= EXPOSURE
     # Anything more than this would have to go through the helper.
     assert words("ramnet.service", "CapabilityBoundingSet") == {"CAP_NET_ADMIN"}
+
+
+@needs_systemd
+def test_who_speaks_with_anybody_is_left_with_nothing() -> None:
+    assert exposure("ramnet-notice.service") <= EXPOSURE_OF_NOTICE
+    for key in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        assert settings("ramnet-notice.service")[key] == [""]
+    assert settings("ramnet-notice.service")["DynamicUser"] == ["yes"]
 
 
 # --- what they promise
@@ -137,7 +153,9 @@ def test_no_condition_stands_for_success(name: str) -> None:
     assert not [key for key in settings(name) if key.startswith("Condition")]
 
 
-@pytest.mark.parametrize("name", ["ramnet.service", "ramnet-helper.service"])
+@pytest.mark.parametrize(
+    "name", ["ramnet.service", "ramnet-helper.service", "ramnet-notice.service"]
+)
 def test_nothing_gives_up(name: str) -> None:
     assert settings(name)["StartLimitIntervalSec"] == ["0"]
     assert settings(name)["Restart"] in (["on-failure"], ["always"])
@@ -153,6 +171,22 @@ def test_a_lock_that_fails_does_not_keep_the_network_waiting() -> None:
 def test_a_daemon_that_was_turned_off_stays_off() -> None:
     """`ramnet off` ends it with status 0."""
     assert settings("ramnet.service")["Restart"] == ["on-failure"]
+
+
+def test_the_port_of_the_notice_is_never_let_go() -> None:
+    """Whoever had it could lead refused connections on: neither a restart nor a flood frees it."""
+    assert settings("ramnet.service")["Sockets"] == ["ramnet-notice.socket"]
+    assert settings("ramnet-notice.socket")["TriggerLimitIntervalSec"] == ["0"]
+    for key in ("PartOf", "BindsTo", "Requires", "StopPropagatedFrom"):
+        assert key not in settings("ramnet-notice.socket")
+    assert settings("ramnet-notice.service")["PartOf"] == ["ramnet.service"]
+
+
+def test_the_notice_listens_where_only_this_machine_reaches_it() -> None:
+    places = settings("ramnet-notice.socket")["ListenStream"]
+    assert places == ["127.0.0.1:7261", "[::1]:7261", "/run/ramnet-notice.sock"]
+    assert settings("ramnet-notice.socket")["SocketMode"] == ["0600"]
+    assert settings("ramnet-notice.socket")["FileDescriptorName"] == [NOTICE_SOCKETS]
 
 
 def test_the_slice_is_at_the_top() -> None:

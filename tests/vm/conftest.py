@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CONFINEMENT
+from tests.debian import DebianError
 from tests.vm.bare import Bare
-from tests.vm.image import Builder, Image, ImageError, make_code_disk
+from tests.vm.image import Builder, Image, make_code_disk
 from tests.vm.kernels import Kernel, chosen
 from tests.vm.world import VmWorld
 
@@ -59,7 +60,7 @@ def image(kernel: Kernel, pytestconfig: pytest.Config) -> Image:
     """The image with that kernel."""
     try:
         return Builder(kernel, pytestconfig.stash[CONFINEMENT].machine_fd).image()
-    except ImageError as err:  # in CI, where every test must run, this is a failure
+    except DebianError as err:  # in CI, where every test must run, this is a failure
         pytest.skip(str(err))
 
 

@@ -8,18 +8,25 @@ installation of ramnet fetches is in them as well: the packages, and wheels with
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.debian import (
+    DebianError,
+    Mirror,
+    cache_folder,
+    cached,
+    locked,
+    mmdebstrap,
+    remove_apt,
+    run,
+    write_apt,
+)
 from tests.vm.kernels import CHECKOUT, Kernel
 
 GUEST = Path(__file__).with_name("guest")
@@ -37,23 +44,6 @@ DOCKER_CLIENT = "docker-cli"  # a package of its own from Debian 13 on
 WITHOUT_DOCKER_CLIENT = ("bookworm",)
 # Wheels for any of these run on every glibc of these releases.
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "any")
-# What it takes to fetch; whatever else a machine sets for apt is its own business. The lists of a
-# mirror that was copied some time ago count as expired: what they name is signed all the same.
-APT_OPTIONS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
-ALWAYS = (
-    'Acquire::Languages "none";',
-    'Acquire::Check-Valid-Until "false";',
-    'Dir::Etc::netrcparts "/etc/apt/auth.conf.d/";',
-)
-LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
-# A release by its own name or by the ones that move; backports and the like are not taken.
-RELEASES = (
-    *("bullseye", "bookworm", "trixie", "forky", "sid"),
-    *("oldstable", "stable", "testing", "unstable"),
-)
-POCKETS = ("", "-updates", "-security")
-# Unstable has no other, and those of an old release have moved or ended.
-ONLY_MAIN_POCKET = ("bullseye", "sid")
 # What a machine for a few minutes has no use for, and what is slow where it is emulated.
 MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
@@ -80,12 +70,6 @@ RECIPE = 1  # to be counted up when what is made changes, and none of what the k
 DISK_MEGABYTES = 4096  # sparse
 INODES = 131072
 CODE_MEGABYTES = 64
-BUILD_SECONDS = 420.0
-KEEP_SECONDS = 86400.0  # an image that was not used for so long is not needed any more
-
-
-class ImageError(Exception):
-    """An image cannot be made on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +100,6 @@ class Image:
         return (self.folder / "python").read_text(encoding="ascii")
 
 
-def cache_folder() -> Path:
-    """Where bootstrap keeps its things: it may be deleted at any time."""
-    return Path(os.environ.get("RAMNET_BOOTSTRAP_CACHE", "/var/cache/ramnet-bootstrap"), "vm")
-
-
 class Builder:
     """Makes the image for one kernel, unless it is in the cache.
 
@@ -130,32 +109,23 @@ class Builder:
 
     def __init__(self, kernel: Kernel, machine_netns: int) -> None:
         if os.uname().machine != "x86_64":
-            raise ImageError("images are made for x86_64, by running their programs")
+            raise DebianError("images are made for x86_64, by running their programs")
         self._kernel = kernel
-        self._machine_netns = machine_netns
+        self._mirror = Mirror(machine_netns)
         self._lock = CHECKOUT / "requirements.lock"
-        self._folder = cache_folder()
 
     def image(self) -> Image:
         """Return the image; it takes a minute or two when it has to be made."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        name = self._kernel.name
-        with _locked(self._folder / f"{name}.lock"):
-            sources, options = self._sources(), self._options()
-            ready = self._folder / f"{name}-{self._key(sources, options)}"
-            for other in self._folder.glob(f"{name}-*"):
-                if other != ready and other.stat().st_mtime < time.time() - KEEP_SECONDS:
-                    shutil.rmtree(other)  # made by something else, or given up half way
-            if not ready.exists():
-                work = self._folder / f"{name}-making"
-                shutil.rmtree(work, ignore_errors=True)
-                try:
-                    self._make(work, sources, options)
-                    work.rename(ready)
-                finally:
-                    shutil.rmtree(work, ignore_errors=True)
-            os.utime(ready)
-            return Image(self._kernel, ready)
+        folder, name = cache_folder("vm"), self._kernel.name
+        with locked(folder, name):
+            suites = (self._kernel.suite, self._kernel.kernel_suite)
+            sources, options = self._mirror.sources(suites), self._mirror.options()
+            key = self._key(sources, options)
+
+            def make(work: Path) -> None:
+                self._make(work, sources, options)
+
+            return Image(self._kernel, cached(folder, name, key, make))
 
     def _key(self, *parts: Sequence[str]) -> str:
         what = (parts, self._bootstrap(Path("/work")), PLATFORMS, DISK_MEGABYTES, INODES, RECIPE)
@@ -166,43 +136,10 @@ class Builder:
             seen.update(f"{file.name} {file.stat().st_mode:o}\n".encode() + file.read_bytes())
         return seen.hexdigest()[:16]
 
-    def _sources(self) -> list[str]:
-        """Return the machine's own apt sources, turned to the suites: lines of a sources.list."""
-        targets = self._run(
-            [
-                *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"),
-                "Created-By: Packages",
-            ]
-        )
-        lines = set()
-        for uri, release, component in map(str.split, targets.splitlines()):
-            name, dash, pocket = release.partition("-")
-            if name not in RELEASES or component != "main" or "debian" not in uri:
-                continue
-            for suite in (self._kernel.suite, self._kernel.kernel_suite):
-                pockets = ("",) if suite in ONLY_MAIN_POCKET else POCKETS
-                if dash + pocket in pockets:
-                    lines.add(f"deb {uri} {suite}{dash}{pocket} main")
-        if not lines:
-            raise ImageError("the apt sources of this machine have no Debian")
-        return sorted(lines)
-
-    def _options(self) -> list[str]:
-        said = self._run(["apt-config", "dump"]).splitlines()
-        return [*(line for line in said if line.startswith(APT_OPTIONS)), *ALWAYS]
-
     def _make(self, work: Path, sources: list[str], options: list[str]) -> None:
-        work.mkdir()
-        root, keys = work / "root", work / "keys"
-        keys.mkdir()
-        # Archive keys have moved from one place to the other in the course of time.
-        for place in ("/etc/apt/trusted.gpg.d/*", "/usr/share/keyrings/*-archive-*"):
-            for key in Path("/").glob(place.lstrip("/")):
-                if key.suffix in {".gpg", ".asc"} and "removed" not in key.name:
-                    shutil.copy(key, keys)
-        (work / "apt.conf").write_text("\n".join(options) + "\n", encoding="utf-8")
-        (work / "sources.list").write_text("\n".join(sources) + "\n", encoding="utf-8")
-        self._run(self._bootstrap(work))
+        root = work / "root"
+        write_apt(work, sources, options)
+        self._mirror.run(self._bootstrap(work))
         made = Image(self._kernel, work)
         python = _only(root / "usr/bin", "python3.[0-9]*[0-9]").name.removeprefix("python")
         (work / "python").write_text(python, encoding="ascii")
@@ -211,38 +148,24 @@ class Builder:
         for name, target in (("vmlinuz", made.vmlinuz), ("initrd.img", made.initrd)):
             shutil.copy(_only(root / "boot", f"{name}-*"), target)
         make_disk(root, made.disk, DISK_MEGABYTES, INODES)
-        for folder in (root, keys):
-            shutil.rmtree(folder)
-        for name in ("apt.conf", "sources.list"):
-            (work / name).unlink()
+        shutil.rmtree(root)
+        remove_apt(work)
 
     def _bootstrap(self, work: Path) -> list[str]:
         """Return the command that makes the root file system in a folder."""
-        root = work / "root"
         generators = '"$1"/etc/systemd/system-generators'
         without = " && ".join(
             f"ln -s /dev/null {generators}/systemd-{name}-generator" for name in GENERATORS
         )
-        return [
-            *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
-            *(f"--keyring={work / 'keys'}", f"--aptopt={work / 'apt.conf'}"),
-            "--dpkgopt=force-unsafe-io",
-            # Files of ours that a package has as well, such as those of initramfs-tools.
-            "--dpkgopt=force-confold",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
-            f"--include={','.join(self._packages())}",
+        hooks = (
             f'--essential-hook=mkdir "$1"/mnt/code && cp -r {ROOT}/. "$1"',
             f'--customize-hook=cp -r {ROOT}/. "$1"',
             f'--customize-hook=chroot "$1" systemctl disable {" ".join(DISABLED)}',
             f'--customize-hook=chroot "$1" systemctl enable {" ".join(ENABLED)}',
             f'--customize-hook=chroot "$1" systemctl mask {" ".join(MASKED)}',
             f"--customize-hook=mkdir -p {generators} && {without}",
-            # A mirror and the way to it are the machine's own: they are not kept.
-            '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
-            '--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
-            '--customize-hook=rm -f "$1"/etc/apt/sources.list',
-            *(self._kernel.suite, str(root), str(work / "sources.list")),
-        ]
+        )
+        return mmdebstrap(work, self._kernel.suite, self._packages(), hooks)
 
     def _packages(self) -> list[str]:
         kernel, suite = self._kernel, self._kernel.suite
@@ -268,10 +191,10 @@ class Builder:
         )
         # By the Python that will read it; what it compiles is named by its version.
         root = target.parents[1]
-        self._run(["chroot", str(root), "python3", "-m", "compileall", "-q", "/opt/site"])
+        self._mirror.run(["chroot", str(root), "python3", "-m", "compileall", "-q", "/opt/site"])
 
     def _pip(self, command: str, python: str, *options: str) -> None:
-        self._run(
+        self._mirror.run(
             [
                 *(sys.executable, "-m", "pip", command, "-q", "--no-input"),
                 *("--disable-pip-version-check", "--no-deps", "--require-hashes"),
@@ -280,32 +203,6 @@ class Builder:
                 *(*options, "-r", str(self._lock)),
             ]
         )
-
-    def _run(self, argv: Sequence[str]) -> str:
-        """Run a program where the machine's network is."""
-        entered = ["nsenter", f"--net=/proc/self/fd/{self._machine_netns}", "--", *argv]
-        return run(entered, pass_fds=(self._machine_netns,))
-
-
-def run(argv: Sequence[str], pass_fds: Sequence[int] = ()) -> str:
-    """Run a program; ``ImageError`` with the end of what it said when it fails or hangs."""
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=BUILD_SECONDS,
-            pass_fds=pass_fds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise ImageError(f"{argv[0]}: {err}") from err
-    if done.returncode:
-        said = done.stderr.strip()[-2000:]
-        raise ImageError(f"{' '.join(argv)}: status {done.returncode}: {said}")
-    return done.stdout
 
 
 def make_disk(content: Path, disk: Path, megabytes: int, inodes: int | None = None) -> None:
@@ -344,13 +241,5 @@ def _checkout_files() -> list[str]:
 def _only(folder: Path, pattern: str) -> Path:
     found = list(folder.glob(pattern))
     if len(found) != 1:
-        raise ImageError(f"{len(found)} files {pattern} in the image instead of one")
+        raise DebianError(f"{len(found)} files {pattern} in the image instead of one")
     return found[0]
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Let one process make images at a time."""
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -7,10 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.debian import DebianError, run
 from tests.vm.agent import Done
-from tests.vm.image import Image, ImageError, make_disk, run
+from tests.vm.image import Image, make_disk
 
 CHECKOUT = "mnt/code"
+GUEST = "tests/vm/guest"  # in the checkout; the agent is in it
 # Where the packages are put in the userland; a later version is built from a copy of the sources.
 OUT = "srv/packages"
 NEWER = "9.9.9"
@@ -43,7 +45,7 @@ class Userland:
         for disk, target in ((image.disk, root), (code, root / CHECKOUT)):
             run(["debugfs", "-R", f"rdump / {target}", str(disk)])
             if not any(target.iterdir()):  # its status says nothing
-                raise ImageError(f"debugfs cannot read {disk}")
+                raise DebianError(f"debugfs cannot read {disk}")
         return cls(root)
 
     def run(self, script: str, *, chroot: bool = False, check: bool = True) -> Done:
@@ -95,7 +97,8 @@ class Userland:
         return altered
 
     def disk(self, file: Path) -> Path:
-        """Put the packages on a disk of their own."""
+        """Put them on a disk in the place of the checkout's: with the agent of machines."""
+        shutil.copytree(self.root / CHECKOUT / GUEST, self.root / OUT / GUEST)
         make_disk(self.root / OUT, file, DISK_MEGABYTES)
         return file
 

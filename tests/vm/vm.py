@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.debian import run
 from tests.vm.agent import Agent, Done, Monitor, VmError
-from tests.vm.image import Image, run
+from tests.vm.image import Image
 
 __all__ = ["BARE", "BOOT_SECONDS", "Done", "Nic", "Vm", "VmError"]
 

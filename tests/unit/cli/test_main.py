@@ -31,6 +31,7 @@ def verbs() -> dict[str, click.Command | None]:
 
 def test_the_verbs() -> None:
     assert set(verbs()) == {
+        "activity",
         "check",
         "run",
         "lock",
@@ -42,6 +43,7 @@ def test_the_verbs() -> None:
         "demo",
         "wsl",
         "helper",
+        "notice",
         "version",
     }
     assert verbs()["why"] is verbs()["explain"]

@@ -14,7 +14,7 @@ from ramnet.core.config import DnsMode, ScopeMode
 from ramnet.core.events import PolicyRejected
 from ramnet.core.modes import Modes
 from ramnet.core.policy import ClassMode, parse_policy
-from ramnet.core.report import Facts, standby_report, status_report
+from ramnet.core.report import Facts, Notice, standby_report, status_report
 from ramnet.core.scope import Scope
 from ramnet.core.terms import Rung
 from ramnet.errors import ControlError
@@ -46,6 +46,7 @@ FACTS = Facts(
     left_out=(),
     plugged=(),
     hold=None,
+    notice=Notice(7261, 3, ""),
 )
 
 
@@ -214,3 +215,13 @@ def test_off_without_a_daemon_removes_the_rules_itself(
     assert configs == [path], "which names the cgroups that may be marked"
     assert said.out == f"ramnet: {says}; no daemon was running\n"
     assert said.err == ("ramnet: a mark may be left\n" if problem else "")
+
+
+def test_it_says_how_refusals_look(ramnet: Run, tmp_path: Path, daemon: dict[str, Answer]) -> None:
+    said = report()
+    daemon["status"] = said
+    lines = ramnet("status", "--runtime-dir", str(tmp_path)).out.splitlines()
+    assert "refusals   engine reject, host reject, containers reject; 3 got a notice" in lines
+    daemon["status"] = said | {"refusal": said["refusal"] | {"mode": "audit"}}
+    lines = ramnet("status", "--runtime-dir", str(tmp_path)).out.splitlines()
+    assert any(line.startswith("refusals   none: the policy only watches") for line in lines)

@@ -94,6 +94,16 @@ def udp(source: Addr, source_port: int, target: Addr, target_port: int, payload:
     return head + source.packed + target.packed + body
 
 
+def syn(source: Addr, target: Addr, port: int = 443, source_port: int = 40_000) -> bytes:
+    """The first packet of a TCP connection, as the kernel copies it."""
+    body = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 10 << 4, 2, 64_240, 0, 0) + b"\0" * 20
+    if isinstance(source, IPv6Address):
+        head = struct.pack("!IHBB", 6 << 28, len(body), 6, 64)
+    else:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 6, 0)
+    return head + source.packed + target.packed + body
+
+
 def question(name: str, qtype: str = "A", *, ident: int = 7) -> bytes:
     record = dnslib.DNSRecord.question(name, qtype)
     record.header.id = ident

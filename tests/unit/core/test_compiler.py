@@ -114,7 +114,7 @@ def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
     }
     assert rules(table, "judge") == [
         "tcp dport != @judged accept",
-        "ip6 nexthdr != tcp goto refuse",
+        "ip6 nexthdr != tcp goto refuse_engine",
         "ip daddr . tcp dport @allow4 accept",
         "ip6 daddr . tcp dport @allow6 accept",
         "meta l4proto tcp ip daddr @allow_any4 accept",
@@ -126,11 +126,7 @@ def test_the_table_of_no_policy_refuses_every_judged_port() -> None:
                 ("ip6 saddr . ip6 daddr . tcp sport . tcp dport", "@seen6"),
             )
         ),
-        "goto refuse",
-    ]
-    assert rules(table, "refuse") == [
-        "counter name refused meta l4proto tcp reject with tcp reset",
-        "reject",
+        "goto refuse_engine",
     ]
 
 
@@ -215,16 +211,16 @@ def test_strict_judges_every_port_of_engines_that_are_told_apart(scope: Scope) -
     table = scoped(scope, found=policy("r.example", more=DESTINATIONS))
     assert rules(table, "engine")[5:] == [
         "tcp flags & (fin|syn|rst|ack) != syn accept",
-        "ip6 nexthdr != { tcp, udp, icmpv6 } goto refuse",
+        "ip6 nexthdr != { tcp, udp, icmpv6 } goto refuse_engine",
         "meta l4proto tcp goto judge",
         "udp sport { 2377, 4317 } ct direction reply accept",
         "udp dport { 2377, 4317 } ip daddr . udp dport @allow4 accept",
         "udp dport { 2377, 4317 } ip6 daddr . udp dport @allow6 accept",
         "udp dport 2377 ip daddr @destination4_2377 accept",
-        "meta l4proto != { icmp, icmpv6 } goto refuse",
+        "meta l4proto != { icmp, icmpv6 } goto refuse_engine",
     ]
     judge = rules(table, "judge")
-    assert judge[0] == "ip6 nexthdr != tcp goto refuse", "no port goes unjudged"
+    assert judge[0] == "ip6 nexthdr != tcp goto refuse_engine", "no port goes unjudged"
     assert "tcp dport 2377 ip daddr @destination4_2377 accept" in judge
 
 
@@ -256,7 +252,7 @@ def test_engines_by_the_catalogue_and_engines_that_are_left_alone(scope: Scope) 
         "meta l4proto tcp ip6 daddr @allow_any6 accept",
         "tcp dport 443 ip daddr @static4_443 accept",
         "tcp dport 2377 ip daddr @destination4_2377 accept",
-        "goto catalog",
+        "goto catalog_engine",
     ]
     alone = rules(scoped(scope, Classes(OFF, OFF, OFF), found), "engine")
     assert alone == by_catalogue[:6]
@@ -272,14 +268,14 @@ def test_no_rule_for_udp_without_a_destination() -> None:
 
 def test_by_the_catalogue_refused_addresses_are_refused_and_nothing_else() -> None:
     found = policy("r.example", more=f'networks = ["10.0.0.0/8"]\n{DESTINATIONS}')
-    assert rules(scoped(CGROUP, Classes(STRICT, OFF, CATALOG), found), "catalog") == [
+    assert rules(scoped(CGROUP, Classes(STRICT, OFF, CATALOG), found), "catalog_host") == [
         "ip daddr . tcp dport @heard4 accept",
         "ip6 daddr . tcp dport @heard6 accept",
         "meta l4proto tcp ip daddr @heard_any4 accept",
         "meta l4proto tcp ip6 daddr @heard_any6 accept",
         "tcp dport 443 ip daddr @static4_443 accept",
-        "meta l4proto { tcp, udp } ip daddr . th dport @deny4 goto refuse",
-        "meta l4proto { tcp, udp } ip6 daddr . th dport @deny6 goto refuse",
+        "meta l4proto { tcp, udp } ip daddr . th dport @deny4 goto refuse_host",
+        "meta l4proto { tcp, udp } ip6 daddr . th dport @deny6 goto refuse_host",
     ]
 
 
@@ -288,7 +284,7 @@ def test_the_answers_of_other_programs_are_held_where_they_can_be_changed() -> N
     table = compiled(None, given=settings(CGROUP, Rung.NATIVE), classes=classes)
     assert rules(table, "host") == [
         "udp dport 53 ip daddr { 192.0.2.53 } ct mark set ct mark or 0x04000000 accept",
-        "goto catalog",
+        "goto catalog_host",
     ]
     assert rules(table, "answers")[-1] == (
         "meta l4proto udp ct direction reply ct original proto-dst 53"
@@ -296,7 +292,7 @@ def test_the_answers_of_other_programs_are_held_where_they_can_be_changed() -> N
         " meta l4proto @alive queue flags bypass to 7262"
     )
     observed = compiled(None, given=settings(CGROUP, Rung.OBSERVE), classes=classes)
-    assert rules(observed, "host") == ["goto catalog"]
+    assert rules(observed, "host") == ["goto catalog_host"]
     assert len(rules(observed, "answers")) == 4
 
 
@@ -336,8 +332,8 @@ def test_other_programs_are_followed_to_this_machines_own_resolver_where_it_has_
 def test_containers_by_the_catalogue_on_whatever_network() -> None:
     table = scoped(CGROUP, Classes(STRICT, CATALOG, OFF))
     assert rules(table, "forwarded")[-2:] == [
-        f"{SYN} goto catalog",
-        "meta l4proto udp goto catalog",
+        f"{SYN} goto catalog_containers",
+        "meta l4proto udp goto catalog_containers",
     ]
     assert "contained" not in names(table)
     assert "bridges" not in elements(table)
@@ -363,13 +359,13 @@ def test_containers_that_are_judged_strictly() -> None:
         "tcp flags & (fin|syn|rst|ack) != syn accept",
         "meta l4proto udp ct status dnat ct direction reply accept",
         "meta l4proto { icmp, icmpv6 } accept",
-        "ip6 nexthdr != tcp goto refuse",
+        "ip6 nexthdr != tcp goto refuse_containers",
         "ip daddr . tcp dport @heard4 accept",
         "ip6 daddr . tcp dport @heard6 accept",
         "meta l4proto tcp ip daddr @heard_any4 accept",
         "meta l4proto tcp ip6 daddr @heard_any6 accept",
         "tcp dport 5001 ip daddr @static4_5001 accept",
-        "goto refuse",
+        "goto refuse_containers",
     ]
     assert not any("destination" in rule or "@allow" in rule for rule in contained)
 
@@ -615,7 +611,7 @@ def test_networks_become_one_set_for_each_port_and_family_without_overlaps() -> 
     assert "tcp dport 5000 ip daddr @static4_5000 accept" in judge
     assert "tcp dport 443 ip6 daddr @static6_443 accept" in judge
     last_accept = max(index for index, text in enumerate(judge) if text.endswith("accept"))
-    assert all("seen" in text or text == "goto refuse" for text in judge[last_accept + 1 :])
+    assert all("seen" in text or text == "goto refuse_engine" for text in judge[last_accept + 1 :])
 
 
 def test_networks_of_destinations_are_kept_apart() -> None:

@@ -60,6 +60,7 @@ def test_defaults(text: str) -> None:
         "ct_dns": 0x0100_0000,
         "ct_host": 0x0400_0000,
         "engine": 0x0200_0000,
+        "notice": 0x0800_0000,
     }
     assert (config.scope.uids, config.scope.host) == ((0,), HostMode.AUTO)
 

@@ -40,7 +40,7 @@ def test_off_and_a_machine_without_uplinks_need_no_table() -> None:
 def test_each_uplink_has_a_chain_that_ends_in_the_judgement(mode: ClassMode) -> None:
     table = compiled(mode)
     assert (table.family, table.name) == (Family.NETDEV, TABLE)
-    judge, *chains = table.chains
+    _, judge, *chains = table.chains
     assert (judge.name, judge.hook) == ("judge", None)
     assert [(chain.name, chain.device) for chain in chains] == [
         ("uplink2", "eth0.50"),
@@ -93,8 +93,9 @@ def test_destinations_are_not_for_containers(mode: ClassMode) -> None:
 
 
 def test_strict_ends_in_a_refusal_and_catalog_lets_the_rest_pass() -> None:
-    last = {mode: compiled(mode).chains[0].rules[-1].text for mode in ClassMode if mode != "off"}
-    assert last[ClassMode.STRICT] == "counter name refused drop"
+    last = {mode: compiled(mode).chains[1].rules[-1].text for mode in ClassMode if mode != "off"}
+    assert last[ClassMode.STRICT] == "goto refuse_containers"
+    assert compiled(ClassMode.STRICT).chains[0].rules[-1].text == "drop"
     assert "@deny6" in last[ClassMode.CATALOG]
 
 

@@ -16,6 +16,7 @@ from ramnet.core.events import (
     Level,
     LoadTable,
     Log,
+    PolicyChanged,
     PolicyRejected,
     QueryCopy,
     Resolved,
@@ -99,6 +100,7 @@ def test_everything_is_gathered_before_the_first_table() -> None:
     said = story.engine.handle(TableLoaded(), 0.0)
     assert said == [
         Log(Level.INFO, f"policy {policy_digest(corp)} of acme is in force: 1 registry"),
+        PolicyChanged(None, corp, policy_digest(corp)),
         ResolveNames((host(NAME),)),
     ]
     assert state(story) is State.ENFORCING

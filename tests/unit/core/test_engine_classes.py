@@ -519,7 +519,7 @@ def test_a_refused_change_of_classes_leaves_the_books_as_they_were() -> None:
 
 def blocks(story: Story) -> bool:
     packet = udp(SERVER, 53, CLIENT, 40_000, reply(QUAY, ONE))
-    return story.engine.blocker.packet(packet) is not None
+    return story.engine.blocker.blocks(packet) == QUAY
 
 
 @pytest.mark.parametrize(
@@ -546,3 +546,50 @@ def test_without_a_policy_no_answer_is_changed() -> None:
 def test_copies_by_their_direction_are_equal_to_none_of_the_other() -> None:
     assert query(NAME) != query(NAME, forwarded=True)
     assert told(b"") == AnswerCopy(told(b"").packet, forwarded=False)
+
+
+# What programs of the host are shown a notice for
+
+
+def led(notice: int | None = 7261, **enforcement: str) -> Story:
+    """A machine whose host class is judged by the catalogue, with a responder."""
+    story = Story(settings=replace(settings(CGROUP, Rung.NATIVE), notice=notice))
+    story.start(asks(NAME, **enforcement))
+    story.tell(Resolved(host(NAME), addresses(ONE), 60))
+    return story
+
+
+def answer_of(name: str, *found: str) -> bytes:
+    return udp(SERVER, 53, CLIENT, 40_000, reply(name, *found))
+
+
+def test_what_an_answer_leads_to_is_refused_before_it_is_heard() -> None:
+    story = led()
+    lesson = story.engine.refuse_answer(host(QUAY), answer_of(QUAY, TWO), 1.0)
+    assert lesson is not None
+    assert lesson.write is not None
+    assert [(str(item.address), item.port) for item in lesson.write.add] == [(TWO, 443)]
+    assert list(story.engine.names_at(ip(TWO), 1.0)) == [(QUAY, Book.DENY)]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        (QUAY, ONE),  # of an allowed registry
+        (QUAY, "10.0.0.1"),  # of a gateway
+        ("a.quay.example", TWO),  # not in the catalogue
+    ],
+)
+def test_what_cannot_be_refused_by_its_address_is_not_to_be_heard(name: str, address: str) -> None:
+    assert led().engine.refuse_answer(host(name), answer_of(name, address), 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("notice", "enforcement"),
+    [(None, {}), (7261, {"on_deny": "reject"}), (7261, {"mode": "audit"})],
+)
+def test_without_a_notice_nobody_is_to_hear_it(
+    notice: int | None, enforcement: dict[str, str]
+) -> None:
+    story = led(notice, **enforcement)
+    assert story.engine.refuse_answer(host(QUAY), answer_of(QUAY, TWO), 1.0) is None

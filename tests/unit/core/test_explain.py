@@ -8,7 +8,7 @@ import pytest
 
 from ramnet.core.allow import ANY_PORT
 from ramnet.core.config import Limits
-from ramnet.core.explain import Explanation, Target, explain, parse_target
+from ramnet.core.explain import Explanation, Target, explain, parse_target, why_refused
 from ramnet.core.leases import LeaseLimits, LeaseTable
 from ramnet.core.policy import Policy
 from ramnet.errors import NameFault, ReferenceFault
@@ -232,3 +232,21 @@ def test_an_explanation_without_a_registry_is_a_refusal() -> None:
     target = Target("x", None, ip("192.0.2.1"), 443)
     assert not Explanation(target, "no").allowed
     assert Explanation(target, "yes", "r.example").allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "says"),
+    [
+        ("quay.io", 443, "the policy of acme does not list it"),
+        ("r.example", 22, "the policy of acme allows the name, but not on port 22"),
+        ("r.example", 443, "no trusted resolver said that it leads to this address"),
+        (None, 443, "no name that the policy of acme allows led to it"),
+    ],
+)
+def test_why_a_connection_was_refused(name: str | None, port: int, says: str) -> None:
+    found = allowed(policy("r.example"))
+    assert says in why_refused(found, "acme", host(name) if name else None, port)
+
+
+def test_why_everything_is_refused_without_a_policy() -> None:
+    assert "no valid policy" in why_refused(allowed(None), None, host("r.example"), 443)

@@ -17,13 +17,12 @@ from ramnet.core.policy import (
     DestinationEntry,
     Enforcement,
     Mode,
-    NotYet,
     OnDeny,
+    OnDenyEach,
     Policy,
     RegistryEntry,
     canonical_policy,
     initial_policy_text,
-    not_yet_in_force,
     parse_policy,
     policy_digest,
 )
@@ -107,7 +106,7 @@ def test_the_least_policy() -> None:
     assert (policy.registry, policy.destination, policy.min_ramnet) == ((), (), None)
     wanted = policy.enforcement
     assert (wanted.mode, wanted.engine) == (Mode.ENFORCE, ClassMode.STRICT)
-    assert (wanted.containers, wanted.on_deny) == (ClassMode.CATALOG, OnDeny.NOTICE)
+    assert (wanted.containers, wanted.on_deny) == (ClassMode.CATALOG, OnDenyEach())
 
 
 def test_a_policy_cannot_be_changed() -> None:
@@ -400,53 +399,40 @@ def test_every_fault_can_be_read_from_the_error() -> None:
     )
 
 
-NOT_YET: dict[str, tuple[str, str]] = {
-    "support.contact": ("support.contact = 'it'", "support = {}"),
-    "enforcement.mode": ("mode = 'audit'", "mode = 'enforce'"),
-    "enforcement.on_deny": ("on_deny = 'drop'", "on_deny = 'reject'"),
-}
-
-
-@pytest.mark.parametrize("key", NOT_YET)
-def test_keys_that_have_no_effect_yet(key: str) -> None:
-    quiet = {name: lines[1] for name, lines in NOT_YET.items()}
-    asked = quiet | {key: NOT_YET[key][0]}
-
-    def policy(lines: dict[str, str]) -> Policy:
-        rows = [f"{'enforcement.' * n.startswith('enforcement')}{t}" for n, t in lines.items()]
-        return read(HEAD + "\n".join(rows))
-
-    assert not_yet_in_force(policy(quiet)) == ()
-    (found,) = not_yet_in_force(policy(asked))
-    assert found.key == key
-    assert found.why.startswith("this version does not act on it: ")
-
-
-def test_defaults_that_have_no_effect_yet_are_told_as_defaults() -> None:
-    assert not_yet_in_force(read(HEAD)) == (
-        NotYet(
-            "enforcement.on_deny",
-            '"notice" by default; this version does not act on it: every refusal is a reject',
-        ),
-    )
-
-
-def test_what_is_in_force_is_not_listed() -> None:
-    keys = [found.key for found in not_yet_in_force(read(DESIGNED))]
-    assert keys == ["support.contact", "enforcement.on_deny"]
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("'notice'", OnDenyEach(OnDeny.NOTICE, OnDeny.NOTICE, OnDeny.REJECT)),
+        ("'reject'", OnDenyEach(OnDeny.REJECT, OnDeny.REJECT, OnDeny.REJECT)),
+        ("'drop'", OnDenyEach(OnDeny.DROP, OnDeny.DROP, OnDeny.DROP)),
+        ("{containers = 'drop'}", OnDenyEach(containers=OnDeny.DROP)),
+        ("{engine = 'drop', host = 'reject'}", OnDenyEach(OnDeny.DROP, OnDeny.REJECT)),
+        ("{}", OnDenyEach()),
+    ],
+)
+def test_how_refusals_are_answered(text: str, found: OnDenyEach) -> None:
+    enforcement = read(f"{HEAD}enforcement.on_deny = {text}").enforcement
+    assert enforcement.on_deny == found
+    again = json.dumps({**tomllib.loads(HEAD), "enforcement": {"on_deny": found.plain}})
+    assert read(again, "policy.json").enforcement.on_deny == found
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message", "hint"),
     [
-        "destination = [{address = 'a'}]",
-        *(f"enforcement.engine = '{mode}'" for mode in ClassMode),
-        *(f"enforcement.containers = '{mode}'" for mode in ClassMode),
+        ("'no'", "no answer to a refused connection", "one of notice, reject, drop"),
+        ("{engine = 1}", "must be a string", "quotes"),
+        ("{engines = 'drop'}", "not a class", "engine, host, containers"),
+        ("{containers = 'notice'}", "cannot be led to a notice", "reject"),
     ],
 )
-def test_destinations_and_the_modes_of_classes_are_in_force(text: str) -> None:
-    found = read(f"{HEAD}enforcement.on_deny = 'reject'\n{text}")
-    assert not_yet_in_force(found) == ()
+def test_wrong_answers_to_refusals(text: str, message: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        read(f"{HEAD}enforcement.on_deny = {text}")
+    (fault,) = caught.value.faults
+    assert fault.place == "enforcement.on_deny"
+    assert message in fault.message
+    assert hint in fault.hint
 
 
 def shuffled(value: Any) -> Any:
@@ -519,14 +505,15 @@ def test_the_initial_policy() -> None:
     text = initial_policy_text("acme")
     policy = read(text)
     assert policy.registry == (RegistryEntry(parse_address("docker.io"), "Docker Hub"),)
-    assert policy.enforcement == Enforcement()
+    assert policy.enforcement == Enforcement(mode=Mode.AUDIT)
+    assert "ramnet policy suggest" in text
 
 
 def test_the_examples_in_the_initial_policy_are_valid() -> None:
     text = initial_policy_text("acme")
     uncommented = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
     policy = read(uncommented)
-    assert policy.enforcement == Enforcement()
+    assert policy.enforcement == Enforcement(mode=Mode.AUDIT)
     assert (len(policy.registry), len(policy.destination)) == (2, 1)
     assert policy.registry[1].expires
     assert policy.support.contact

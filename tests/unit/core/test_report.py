@@ -22,7 +22,7 @@ from ramnet.core.explain import explain, parse_target
 from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes
 from ramnet.core.policy import ClassMode, Policy, policy_digest
-from ramnet.core.report import Facts, explain_report, status_report
+from ramnet.core.report import Facts, Notice, explain_report, status_report
 from ramnet.core.scope import Scope
 from ramnet.core.terms import HELD, IMPOSTERS, REFUSED, Resolver, Rung
 from tests.unit.core.support import (
@@ -73,6 +73,7 @@ FACTS = Facts(
     left_out=(),
     plugged=(),
     hold={"waiting": 0},
+    notice=Notice(7261, 3, ""),
 )
 
 
@@ -115,6 +116,7 @@ def test_the_keys_of_status() -> None:
         "refused",
         "held_first_syn",
         "repairs",
+        "refusal",
         "classes",
         "not_covered",
         "warnings",
@@ -469,13 +471,35 @@ def test_no_resolver_and_lost_copies_are_warnings() -> None:
     assert not any("resolver" in line for line in report(story)["warnings"])
 
 
-def test_keys_of_the_policy_that_have_no_effect_yet_are_warnings() -> None:
-    more = '[support]\ncontact = "it@acme.example"\n[enforcement]\nmode = "audit"\n'
-    story = Story()
-    story.start(policy("r.example", more=more))
-    told = " ".join(report(story)["warnings"])
-    assert "policy key support.contact:" in told
-    assert "policy key enforcement.mode:" in told
+AUDIT = policy("r.example", more='[enforcement]\nmode = "audit"\n')
+
+
+def test_a_policy_that_only_watches_enforces_nothing() -> None:
+    said = report(started(AUDIT, CGROUP), modes=modes(CGROUP))
+    assert (said["state"], said["refusal"]["mode"]) == ("auditing", "audit")
+    assert {found["enforced"] for found in said["classes"].values()} == {"off"}
+    assert said["classes"]["engine"] == {
+        "wanted": "strict",
+        "enforced": "off",
+        "because": "audit: what 'strict' would refuse is recorded, and passes",
+    }
+    assert said["not_covered"] == ["everything: the policy's mode is audit, so nothing is refused"]
+
+
+def test_how_each_class_is_refused() -> None:
+    story = Story(settings=replace(settings(CGROUP), notice=7261))
+    story.start(policy("r.example", more='[enforcement.on_deny]\nhost = "drop"\n'))
+    said = report(story, modes=modes(CGROUP))
+    notice = {"port": 7261, "answered": 3, "problem": None}
+    assert said["refusal"] == {
+        "mode": "enforce",
+        "on_deny": {"engine": "notice", "host": "drop", "containers": "reject"},
+        "notice": notice,
+    }
+    assert said["warnings"] == []
+    said = report(story, modes=modes(CGROUP), notice=Notice(7261, 3, "the responder is away"))
+    assert said["refusal"]["on_deny"]["engine"] == "reject"
+    assert any("the responder is away" in text for text in said["warnings"])
 
 
 def test_explain_of_a_host_with_a_lease() -> None:

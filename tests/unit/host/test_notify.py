@@ -124,6 +124,7 @@ store = FdStore()
 said = {"left": sorted(name for name in os.environ if name.startswith("LISTEN_"))}
 said["inherited"] = [number for number in (3, 4, 5) if file(number) and os.get_inheritable(number)]
 said["taken"] = {name: file(store.take(name)) for name in json.loads(sys.argv[1])}
+said["passed"] = [file(number) for number in store.passed("notice")]
 said["twice"] = [name for name in said["taken"] if store.take(name) is not None]
 store.settle()
 said["open"] = [file(number) for number in (3, 4, 5)]
@@ -197,3 +198,13 @@ def test_what_has_no_name_is_closed(tmp_path: Path, names: str) -> None:
     said = service(tmp_path, *filter(None, names.split(":")), LISTEN_FDS="3", LISTEN_FDNAMES=names)
     wanted = {"": [None, None, None], "a": ["one", None, None], ":b": [None, "two", None]}[names]
     assert said["open"] == wanted
+
+
+def test_sockets_of_a_socket_unit_stay_open(tmp_path: Path, manager: socket.socket) -> None:
+    """All of one name, whoever else has them; they are nothing that the manager keeps for us."""
+    said = service(tmp_path, "notice", LISTEN_FDS="3", LISTEN_FDNAMES="notice:a:notice")
+    assert said["passed"] == ["one", "three"]
+    assert said["taken"] == {"notice": None}
+    assert said["open"] == ["one", None, "three"]
+    assert heard(manager) == ("FDSTOREREMOVE=1\nFDNAME=a", [])
+    assert nothing_more(manager)
