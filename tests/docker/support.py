@@ -17,7 +17,7 @@ BUILT = (
 )
 REFUSED = "connect: connection refused"
 # Without a policy there is nobody to choose another answer than the notice, see test_notice.py.
-NOTICED = "registry-access-denied-by-"
+NOTICED = ("registry-access-denied-by-", "registry access denied by ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Said:
     @property
     def refused(self) -> bool:
         """Whether ramnet's refusal is what the engine tells, soon enough."""
-        told = REFUSED in self.words or NOTICED in self.words
+        told = any(one in self.words for one in (REFUSED, *NOTICED))
         return self.status != 0 and told and self.seconds < REFUSED_SECONDS
 
 

@@ -30,7 +30,8 @@ from tests.netns.places import USER
 from tests.netns.scoped import wait_denied
 from tests.netns.support import policy
 
-pytestmark = pytest.mark.docker
+# A tree that has to be made, two engines, and every pull without ramnet: all before the first test.
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(480)]
 
 # Far more than it takes; Docker waits 15 s for what is dropped.
 SECONDS = 10.0

@@ -191,7 +191,7 @@ def test_mode_observe_refuses_in_the_same_words(
         enforced.daemon.start()
 
 
-def test_without_a_policy_everything_is_refused_in_the_same_words(
+def test_without_a_policy_everything_is_refused_in_words(
     lab: Lab, control: Control, enforced: Enforced
 ) -> None:
     assert control.pulls
