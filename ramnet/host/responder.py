@@ -29,7 +29,7 @@ from ramnet.core.notice import (
     parse_head,
     wanted_host,
 )
-from ramnet.errors import WireError
+from ramnet.errors import HostError, WireError
 from ramnet.host.certificates import Certificates
 
 # A TLS session takes 45 kB: 45 MB at most.
@@ -153,6 +153,7 @@ class Responder:
             theirs.incoming.write(ours.read())
             with contextlib.suppress(ssl.SSLWantReadError):
                 theirs.session.do_handshake()
+        self._certificates.context(self._message, ip_address("::1"))
         http_answer(parse_head(b"GET / HTTP/1.1\r\nHost: ramnet.invalid"), Message("\u00e9"))
 
     def serve(self) -> None:
@@ -281,9 +282,15 @@ class Responder:
         heard.clear()
         return client.tls
 
-    def _named(self, _session: object, name: str | None, _context: object) -> None:
-        if self._greeting is not None:
-            self._tell(self._greeting, wanted_host(name) or "", "sni")
+    def _named(self, session: ssl.SSLObject, name: str | None, _context: object) -> None:
+        if self._greeting is None:
+            return
+        self._tell(self._greeting, wanted_host(name) or "", "sni")
+        if name is None:  # it wants a bare address
+            address, _ = _original_destination(self._greeting.sock)
+            with contextlib.suppress(HostError):  # refused all the same, in other words
+                there = ip_address(address)
+                session.context = self._certificates.context(self._message, there)
 
     def _on_tls(self, client: _Client, tls: _Tls) -> bool:
         try:

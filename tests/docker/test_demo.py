@@ -27,7 +27,8 @@ pytestmark = pytest.mark.docker
 
 # The interpreter may be where only root can read: rights are dropped when all is imported.
 _AS_NOBODY = """
-import os
+import locale, os
+import ramnet.cli.demo
 from ramnet.cli.main import main
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)

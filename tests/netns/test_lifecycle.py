@@ -248,9 +248,10 @@ def test_off_stays_off_while_addresses_are_being_learned(
 
 # The interpreter may be in a folder of root's, so the user is changed when all is imported.
 AS_USER = """
-import os, sys
+import locale, os, sys
 import ramnet.daemon, rich.console, rich.table
-from ramnet.cli.main import main
+from ramnet.cli.main import VERBS, cli, main
+for verb in VERBS: cli.get_command(None, verb)
 os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
 main(sys.argv[2:])
 """
