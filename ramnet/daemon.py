@@ -155,6 +155,7 @@ class Daemon:
             self._scoping.groups,
             kernel.evidence,
             self._witness.port,
+            self._witness.families,
         )
         self._engine = Engine(load_catalog(), limits, self._settings, today())
         # Guards the engine where the threads of mode hold share it.

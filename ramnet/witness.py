@@ -60,6 +60,11 @@ class Witness:
         return self._notice.port if self._notice is not None else None
 
     @property
+    def families(self) -> tuple[int, ...]:
+        """The versions of IP whose clients can be led to the responder."""
+        return self._notice.families if self._notice is not None else ()
+
+    @property
     def notice(self) -> NoticeReport:
         """What ``status`` says of the notice."""
         because = self._without

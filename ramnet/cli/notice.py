@@ -15,7 +15,7 @@ def notice(spawned: str | None) -> None:
     """Answer on the sockets that systemd passes (ramnet-notice.socket), without any right."""
     from ramnet.errors import HostError  # noqa: PLC0415 - other verbs start faster without
     from ramnet.host.confine import confine, drop_user  # noqa: PLC0415
-    from ramnet.host.notify import NOTICE_SOCKETS, FdStore  # noqa: PLC0415
+    from ramnet.host.notify import NOTICE_SOCKETS, FdStore, manager  # noqa: PLC0415
     from ramnet.host.responder import DESCRIPTORS, Responder, sorted_sockets  # noqa: PLC0415
 
     if spawned is None:
@@ -27,8 +27,10 @@ def notice(spawned: str | None) -> None:
         raise HostError(
             "ramnet notice has no sockets to answer on", hint="start it by ramnet-notice.socket"
         )
-    responder = Responder(listening, control, life=0 if spawned is not None else None)
-    if spawned is not None:
+    if spawned is None:
+        responder = Responder(listening, control, manager=manager())
+    else:
+        responder = Responder(listening, control, life=0)
         drop_user()
     without = confine(DESCRIPTORS)
     if without is not None:

@@ -28,6 +28,7 @@ from ramnet.core.refusal import (
     notice_sets,
     refuse,
     refuse_chain,
+    unmarked,
 )
 from ramnet.core.ruleset import Chain, Counter, Hook, Rule, Set, Table
 from ramnet.core.scope import PROBE_PORT, PROBED, Classes, Scope, engines_set
@@ -118,8 +119,8 @@ def compile_table(
         if classes.host is ClassMode.CATALOG:
             chains.append(refuse_chain(TrafficClass.HOST, refusal, settings))
         chains += _by_catalog(TrafficClass.HOST, classes.host, registries)
-        chains.append(_host(servers, settings, classes))
-    chains.append(_output(servers, settings, classes))
+        chains.append(_host(servers, settings, classes, refusal))
+    chains.append(_output(servers, settings, classes, refusal))
     if _judges_without_socket(settings):
         sets += address_sets(LOCAL, machine.addresses)
     if classes.containers is not ClassMode.OFF:
@@ -142,12 +143,15 @@ def _judges_without_socket(settings: Settings) -> bool:
     return settings.scope.mode is ScopeMode.CGROUP
 
 
-def _output(servers: list[Resolver], settings: Settings, classes: Classes) -> Chain:
+def _output(
+    servers: list[Resolver], settings: Settings, classes: Classes, refusal: Refusal
+) -> Chain:
     """What leaves from this machine's own sockets, by whose it is."""
     scope = settings.scope
     rules = [
         *imposter_rules(servers),
         Rule(f"{NOT_SYN} tcp dport != 53 accept", "each connection is judged when it begins"),
+        *unmarked(refusal, settings),
         *(Rule(f"{match} goto engine".lstrip()) for match in _engine_matches(scope)),
     ]
     others = "accept" if classes.host is ClassMode.OFF else "goto host"
@@ -220,7 +224,7 @@ def _udp_rules(allowed: AllowList, static: _Static) -> Iterator[Rule]:
             yield Rule(f"udp dport {one.port} {one.ip} daddr @{one.item.name} accept")
 
 
-def _host(servers: list[Resolver], settings: Settings, classes: Classes) -> Chain:
+def _host(servers: list[Resolver], settings: Settings, classes: Classes, refusal: Refusal) -> Chain:
     """What programs send that are no engines."""
     if classes.host is ClassMode.STRICT:
         return Chain(
@@ -234,7 +238,7 @@ def _host(servers: list[Resolver], settings: Settings, classes: Classes) -> Chai
         )
     rules: list[Rule] = []
     if blocks_hosts_answers(classes, settings):
-        rules += host_query_rules(servers, settings)
+        rules += host_query_rules(servers, settings, copied=refusal.leads_host)
     return Chain("host", (*rules, Rule(f"goto {_catalog(TrafficClass.HOST)}")))
 
 

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 from ramnet.core.allow import Addr, DenyList, Permit
 from ramnet.core.config import Limits
-from ramnet.core.dns import parse_answer
+from ramnet.core.dns import TYPE_A, TYPE_AAAA, parse_answer
 from ramnet.core.events import WriteLeases
 from ramnet.core.learner import Learner, Lesson
 from ramnet.core.names import HostName
@@ -53,9 +53,12 @@ class Denier(Learner):
         common = self._shared_with_others(name)
         own = tuple(item for item in found if item not in common and not _private(item))
         lesson = super().teach(name, own, ttl, now)
-        dropped = self.leases.retain(lambda _name, ip, _port: ip not in common, now)
-        if lesson is None or not dropped:
+        if lesson is None or not common:
             return lesson
+        dropped = self.leases.retain(lambda _name, ip, _port: ip not in common, now)
+        if not dropped:
+            return lesson
+        self._settled = {}
         write = lesson.write or WriteLeases((), (), self.book)
         return replace(lesson, write=replace(write, drop=(*write.drop, *dropped)))
 
@@ -74,7 +77,12 @@ class Denier(Learner):
             answer = parse_answer(parsed.payload)
         except WireError:
             return None
+        # What is cut off is asked for again, by TCP; other types may hint at addresses.
+        if answer.truncated or answer.question.qtype not in (TYPE_A, TYPE_AAAA):
+            return None
         if any(map(open_to_all, answer.addresses)):
+            return None
+        if not self._asked(parsed.flow, answer, parsed.payload, now):
             return None
         lesson = self.teach(name, answer.addresses, answer.ttl, now)
         known = all(self.leases.find(address, now) for address in answer.addresses)

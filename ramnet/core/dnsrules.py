@@ -14,6 +14,7 @@ from ramnet.core.terms import (
     ANSWERERS,
     COMPAT_CHAIN,
     FAMILIES,
+    HOST_QUERY,
     IMPOSTERS,
     NFLOG_GROUP,
     OTHERS_COMPAT_CHAIN,
@@ -96,13 +97,18 @@ def query_rules(settings: Settings) -> Iterator[Rule]:
             )
 
 
-def host_query_rules(resolvers: list[Resolver], settings: Settings) -> Iterator[Rule]:
+def host_query_rules(
+    resolvers: list[Resolver], settings: Settings, *, copied: bool
+) -> Iterator[Rule]:
     """Mark the flows of other programs' queries, so that their answers can be changed.
+
+    ``copied``: what is answered is to be refused, so it has to be known what was asked.
 
     Where the machine has a resolver of its own, only those to it: what that one asks in turn goes
     into its cache, and engines ask it too.
     """
     own = [item for item in resolvers if item.owners is not None]
+    copy = f' log prefix "{HOST_QUERY}" group {NFLOG_GROUP} snaplen {QUERY_BYTES}' if copied else ""
     for version, ip in FAMILIES:
         servers = dict.fromkeys(
             str(item.address) for item in own or resolvers if item.address.version == version
@@ -110,7 +116,7 @@ def host_query_rules(resolvers: list[Resolver], settings: Settings) -> Iterator[
         if servers:
             yield Rule(
                 f"udp dport 53 {ip} daddr {{ {', '.join(servers)} }}"
-                f" ct mark set ct mark or {settings.ct_host:#010x} accept"
+                f" ct mark set ct mark or {settings.ct_host:#010x}{copy} accept"
             )
 
 

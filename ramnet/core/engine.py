@@ -55,7 +55,7 @@ from ramnet.core.learner import Learner, Lesson
 from ramnet.core.leases import Key
 from ramnet.core.names import HostName
 from ramnet.core.plan import Plan, covers
-from ramnet.core.policy import ClassMode, OnDeny
+from ramnet.core.policy import ClassMode
 from ramnet.core.refusal import refusal_for
 from ramnet.core.ruleset import Table
 from ramnet.core.scope import Classes, classes_for
@@ -158,7 +158,7 @@ class Engine:
         """Take one event in and return what is to be done, in order."""
         match event:
             case QueryCopy():
-                self.listener(forwarded=event.forwarded).query(event.packet, now)
+                self.note_query(event, now)
                 return []
             case AnswerCopy():
                 return _commands(self.listener(forwarded=event.forwarded).packet(event.packet, now))
@@ -191,6 +191,11 @@ class Engine:
                 return self._table_refused(event.problem, now)
             case TableLost():
                 return self._table_lost(event.problem, now)
+
+    def note_query(self, copy: QueryCopy, now: float) -> None:
+        """Remember a query that has left, for whoever learns from its answer."""
+        learner = self.denied if copy.host else self.listener(forwarded=copy.forwarded)
+        learner.query(copy.packet, now)
 
     def listener(self, *, forwarded: bool) -> Learner:
         """Return who learns from what the machine itself hears, or containers do."""
@@ -396,7 +401,7 @@ class Engine:
         blocks = blocks and plan.policy is not None and not plan.refusal.audit
         organization = plan.policy.organization if plan.policy else ""
         self.blocker.use(plan.allowed if blocks else None, organization)
-        self.leads_host = plan.refusal.notices and plan.refusal.host is OnDeny.NOTICE
+        self.leads_host = plan.refusal.leads_host
 
     def _wants(self, name: HostName) -> bool:
         """Tell whether what a name leads to is noted anywhere."""

@@ -87,11 +87,12 @@ class ScopeProbed:
 class QueryCopy:
     """A copy of an IP packet with a DNS query that leaves for a trusted resolver.
 
-    ``forwarded``: a container sent it.
+    ``forwarded``: a container sent it; ``host``: a program of the host that is no engine.
     """
 
     packet: bytes
     forwarded: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ MAX_ADDRESSES: Final = 8_192
 #: Names of one address, the latest: a CDN has thousands, a record shows one.
 MAX_NAMES: Final = 4
 
+#: Answers taken apart for one name, the latest: the rest waits for the next. What was refused just
+#: now was heard of just now.
+MAX_AT_ONCE: Final = 128
+
 _LENGTH: Final = 2  # of a message in a stream (RFC 1035 section 4.2.2)
 
 
@@ -58,11 +62,10 @@ class HeardNames:
         return self._names.get(address, ())
 
     def _take_in(self) -> None:
-        for _ in range(len(self._waiting)):
-            try:
-                packet = self._waiting.popleft()
-            except IndexError:  # pragma: no cover - another thread adds only
-                return
+        packets: list[bytes] = []
+        while self._waiting and len(packets) < MAX_AT_ONCE:
+            packets.append(self._waiting.pop())
+        for packet in reversed(packets):
             for message in _messages(packet):
                 self._learn(message)
 

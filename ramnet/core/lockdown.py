@@ -6,7 +6,7 @@ without Python. Its first lines are for who loads it, ``systemd/ramnet-lock``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from ramnet.core.allow import allow_list
@@ -51,7 +51,9 @@ def render_locked(
     scope = settings.scope
     allowed = allow_list(None, catalog, today)
     classes, refusal = classes_for(None, scope), Refusal(audit=audit)
-    table = compile_table(allowed, (), (), settings, classes, refusal=refusal)
+    # Nobody is led to a notice before the daemon is there, and the kernel may know no NAT by then.
+    plain = replace(settings, notice=None)
+    table = compile_table(allowed, (), (), plain, classes, refusal=refusal)
     name = f"{table.family} {table.name}"
     lines = [_TITLE, f"# scope {scope.mode}", f"# mark {scope.mark:#010x}"]
     if audit:

@@ -73,10 +73,11 @@ def settings_for(
     groups: tuple[Group, ...],
     evidence: Mapping[Feature, Evidence],
     notice: int | None = None,
+    families: tuple[int, ...] = (4, 6),
 ) -> Settings:
     """Return what the rules need to know of the configuration, the rungs and engines' cgroups.
 
-    ``notice`` is the port of the responder, where there is one.
+    ``notice`` is the port of the responder, where there is one, for clients of these ``families``.
     """
     scope = Scope(
         mode=modes.scope,
@@ -93,7 +94,8 @@ def settings_for(
         scope=scope,
         ct_host=config.mark.ct_host,
         egress=_works(evidence, Feature.EGRESS),
-        notice=notice,
+        notice=notice if families else None,
+        notice_families=families,
         mark_notice=config.mark.notice,
     )
 

@@ -23,6 +23,15 @@ COPIES_A_SECOND = 100
 # As far as ports are: IPv6 with options, and TCP.
 _COPY_BYTES = 128
 _LOOPBACK = (("ip", "127.0.0.1"), ("ip6", "::1"))
+# Where there is a responder for one family only.
+_FAMILY: dict[tuple[int, ...], str] = {
+    (4,): "meta nfproto ipv4 ",
+    (6,): "meta nfproto ipv6 ",
+}
+# Of each class. What the responder can do, and a thousand clients at once; the rest is reset.
+NOTICES_A_SECOND = 200
+NOTICES_AT_ONCE = 1_500
+_SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,11 @@ class Refusal:
     def notices(self) -> bool:
         """Whether anybody is led to the responder."""
         return not self.audit and OnDeny.NOTICE in (self.engine, self.host)
+
+    @property
+    def leads_host(self) -> bool:
+        """Whether programs of the host are."""
+        return not self.audit and self.host is OnDeny.NOTICE
 
 
 REJECTED = Refusal()
@@ -80,8 +94,14 @@ def refuse_chain(who: TrafficClass, refusal: Refusal, settings: Settings) -> Cha
     else:
         if how is OnDeny.NOTICE:
             bit = settings.mark_notice
-            lead = f"meta mark set meta mark or {bit:#010x} accept"
-            rules.append(Rule(f"meta l4proto tcp meta l4proto @{NOTICE} {lead}"))
+            family = _FAMILY.get(settings.notice_families, "")
+            rules.append(
+                Rule(
+                    f"{family}meta l4proto tcp meta l4proto @{NOTICE}"
+                    f" limit rate {NOTICES_A_SECOND}/second burst {NOTICES_AT_ONCE} packets"
+                    f" meta mark set meta mark or {bit:#010x} accept"
+                )
+            )
         rules += [Rule("meta l4proto tcp reject with tcp reset"), Rule("reject")]
     return Chain(refuse(who), tuple(rules))
 
@@ -112,15 +132,32 @@ def notice_sets(refusal: Refusal) -> Iterator[Set]:
         yield Set(NOTICE, "inet_proto", ("timeout",), learned=True)
 
 
+def unmarked(refusal: Refusal, settings: Settings) -> Iterator[Rule]:
+    """Take our bit off what somebody else marked: only what is refused is led anywhere."""
+    bit = settings.mark_notice
+    if refusal.notices:
+        yield Rule(f"meta mark and {bit:#010x} == {bit:#010x} meta mark set {_without(bit)}")
+
+
+def _without(bit: int) -> str:
+    return f"meta mark and {~bit & 0xFFFF_FFFF:#010x}"
+
+
 def notice_chains(refusal: Refusal, settings: Settings) -> Iterator[Chain]:
     """Make the chains that lead marked connections to the responder, and nowhere else.
 
     Whatever else has changed their destination, or kept ours from being changed: they are refused.
-    And only a socket of root's may answer there: an unprivileged program that got hold of the port
-    could lead the connection on to where it was refused. Without a socket (SYN cookies) nobody can
-    tell, so that is dropped as well.
+    And only a socket of root's may answer there, or begin anything: an unprivileged program that
+    got hold of the port could lead the connection on to where it was refused. Without a socket (SYN
+    cookies) nobody can tell, so that is dropped as well. Nobody else may fill the responder's line.
+
+    The chain of NAT stays where nobody is led any more: a kernel without one forgets how it
+    translates connections that stand, and they would go on to where they were refused.
     """
-    if not refusal.notices or settings.notice is None:
+    if settings.notice is None:
+        return
+    if not refusal.notices:
+        yield Chain("lead", (), Hook.OUTPUT, _FIRST_NAT, "nat")
         return
     port, bit = settings.notice, settings.mark_notice
     marked = f"meta mark and {bit:#010x} == {bit:#010x}"
@@ -129,8 +166,27 @@ def notice_chains(refusal: Refusal, settings: Settings) -> Iterator[Chain]:
     there = tuple(
         Rule(
             f"ct status dnat {ip} daddr {address} tcp dport {port}"
-            f" meta mark set meta mark and {~bit & 0xFFFF_FFFF:#010x} accept"
+            f" meta mark set {_without(bit)} accept"
         )
+        for ip, address in _LOOPBACK
+    )
+    direct = tuple(
+        Rule(
+            f"{ip} daddr {address} tcp dport {port} {_SYN} ct status & dnat != dnat"
+            " reject with tcp reset",
+            "the responder is for who is led to it",
+        )
+        for ip, address in _LOOPBACK
+    )
+    answers = tuple(
+        Rule(
+            f"{ip} saddr {address} tcp sport {port} tcp flags & syn == syn goto answered",
+            "a SYN as well: both ends may begin (RFC 9293)",
+        )
+        for ip, address in _LOOPBACK
+    )
+    astray = tuple(
+        Rule(f"oif != lo {ip} daddr {address} tcp dport {port} ct status dnat drop")
         for ip, address in _LOOPBACK
     )
     yield Chain("led", (*there, Rule("meta l4proto tcp reject with tcp reset"), Rule("drop")))
@@ -138,9 +194,9 @@ def notice_chains(refusal: Refusal, settings: Settings) -> Iterator[Chain]:
     behind = (
         Rule("meta l4proto != tcp accept"),
         Rule(f"{marked} goto led"),
-        Rule(
-            f"tcp sport {port} tcp flags & (syn|ack) == syn|ack ct direction reply ct status dnat"
-            " goto answered"
-        ),
+        *answers,
+        *direct,
     )
     yield Chain("noticed", behind, Hook.OUTPUT, _BEHIND_NAT)
+    # A socket may be bound to a device.
+    yield Chain("astray", astray, Hook.POSTROUTING, _BEHIND_NAT)

@@ -31,6 +31,8 @@ RAW = -300  # before conntrack
 # redirects its queries to have the source that was asked.
 AFTER_NAT = 110
 
+# What copies of queries say that come from programs of the host.
+HOST_QUERY = "host"
 RESOLVERS = "resolvers"
 ANSWERERS = "answerers"
 # What the machine itself sends from.
@@ -141,7 +143,8 @@ class Settings:
     ``ct_dns`` and ``ct_host`` are the bits of the conntrack mark on DNS flows, ``set_size`` the
     size of each host set, ``rung`` how answers are followed, ``scope`` who is an engine,
     ``egress`` whether the kernel has that hook. ``notice`` is the port where the responder listens,
-    None where there is none; ``mark_notice`` the bit of the mark on packets that are led there.
+    None where there is none, on the loopback addresses of ``notice_families``; ``mark_notice`` is
+    the bit of the mark on packets that are led there.
     """
 
     ct_dns: int
@@ -151,6 +154,7 @@ class Settings:
     ct_host: int = 0x0400_0000
     egress: bool = False
     notice: int | None = None
+    notice_families: tuple[int, ...] = (4, 6)
     mark_notice: int = 0x0800_0000
 
 

@@ -55,7 +55,6 @@ _CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
     # connections
     "accept": (43, 202),
     "accept4": (288, 242),
-    "sendto": (44, 206),
     "recvfrom": (45, 207),
     "getsockname": (51, 204),
     "getpeername": (52, 205),
@@ -90,6 +89,8 @@ _CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
 }
 # The same, and which argument, under which mask, has to have which value.
 _CALLS_WITH: Final[dict[str, tuple[tuple[int, int], tuple[int, int, int]]]] = {
+    # To whom it is connected, at an address of no octets; a datagram could go to any other socket.
+    "sendto": ((44, 206), (5, 0xFFFF_FFFF, 0)),
     # Reading only: no O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND, nor an unnamed file.
     "openat": ((257, 56), (2, 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000, 0)),
     "mmap": ((9, 222), (2, 4, 0)),  # no PROT_EXEC

@@ -269,12 +269,11 @@ class Holder:
     def _take_queries(self) -> None:
         """Note the queries that have left. Their copies were made before any answer came."""
         now = time.monotonic()
-        listener = self._engine.listener
         for _ in range(COPY_ROUNDS):
             copies = list(self._queries.read())
             for copy in copies:
                 if isinstance(copy, QueryCopy):
-                    listener(forwarded=copy.forwarded).query(copy.packet, now)
+                    self._engine.note_query(copy, now)
                 else:
                     self._learn_late(copy, now)
             if len(copies) < COPIES:
@@ -327,21 +326,34 @@ class Holder:
 
         A program of the host may hear where it is, where a notice tells it why it is refused there.
         """
-        if not queued.forwarded:
-            now = time.monotonic()
-            with self._lock:
-                lesson = self._engine.refuse_answer(name, queued.packet, now)
-                if lesson is not None:
-                    self.counters.held += 1
-                    line.held[queued.ident] = now, b""
-                    writes = [lesson.write] if lesson.write is not None else []
-                    self._submit(writes, lesson.keys, _Waiting(line, queued.ident), now)
-                    return True
+        if not queued.forwarded and self._engine.leads_host and self._led(line, queued, name):
+            return True
         changed = blocker.changed(queued.packet)
         if changed is None:
             return False
         self._recorder.blocked(name, queued.packet, forwarded=queued.forwarded)
         line.queue.accept_with(queued.ident, changed)
+        return True
+
+    def _led(self, line: _Line, queued: Queued, name: HostName) -> bool:
+        """Let an answer pass once its addresses are refused; False where they cannot be."""
+        now, denied = time.monotonic(), self._engine.denied
+        if not denied.concerns(queued.packet, now):  # settled a moment ago
+            line.queue.accept(queued.ident)
+            return True
+        self._take_queries()
+        with self._lock:
+            lesson = self._engine.refuse_answer(name, queued.packet, now)
+            if lesson is None:
+                return False
+            if lesson.write is None and not any(key in self._pending for key in lesson.keys):
+                denied.settled(queued.packet, now)
+                line.queue.accept(queued.ident)
+                return True
+            self.counters.held += 1
+            line.held[queued.ident] = now, b""
+            writes = [lesson.write] if lesson.write is not None else []
+            self._submit(writes, lesson.keys, _Waiting(line, queued.ident), now)
         return True
 
     def _submit(

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 from ramnet.core.activity import RefusalCopy, Verdict
 from ramnet.core.events import AnswerCopy, QueryCopy
 from ramnet.core.packet import asks
-from ramnet.core.terms import TrafficClass
+from ramnet.core.terms import HOST_QUERY, TrafficClass
 from ramnet.errors import HostError, OccupiedError
 from ramnet.host import netlink
 from ramnet.host.netlink import NetfilterSocket, attribute
@@ -149,17 +149,22 @@ class NflogReader(GroupReader[QueryCopy | AnswerCopy]):
 
     def _parse(self, family: int, payload: memoryview) -> QueryCopy | AnswerCopy | None:  # noqa: ARG002
         hook = 0
+        host = False
         packet: bytes | None = None
         for kind, value in netlink.attributes(payload):
             if kind == NFULA_PACKET_HDR:
                 hook = value[2]
             elif kind == NFULA_PAYLOAD:
                 packet = bytes(value)
+            elif kind == NFULA_PREFIX:
+                host = bytes(value).rstrip(b"\0") == HOST_QUERY.encode()
         if packet is None:
             return None
         if hook == NF_INET_FORWARD:  # to the resolver's port, or from it
             return (QueryCopy if asks(packet) else AnswerCopy)(packet, forwarded=True)
-        return QueryCopy(packet) if hook == NF_INET_LOCAL_OUT else AnswerCopy(packet)
+        if hook == NF_INET_LOCAL_OUT:
+            return QueryCopy(packet, host=host)
+        return AnswerCopy(packet)
 
 
 class RefusalReader(GroupReader[RefusalCopy]):

@@ -26,8 +26,13 @@ SOCKET_NAME: Final = "notice.sock"
 PING_SECONDS: Final = 0.3
 # As many refused clients may wait as Linux lets wait at all (somaxconn).
 BACKLOG: Final = 4096
-# A responder that has not answered for so long is asked over a new connection.
+# A responder that does not answer for so long is asked over a new connection, and one that was
+# started here is started anew: those whom it has accepted would wait for it.
 SILENT_SECONDS: Final = 3.0
+# Counted in pings: a clock that jumps when a machine wakes up is not silence.
+_SILENT_PINGS: Final = round(SILENT_SECONDS / PING_SECONDS)
+# How long it may take until it answers first, as ramnet-notice.service has it.
+START_SECONDS: Final = 90.0
 RETRY_SECONDS: Final = 0.2
 # One that ends again and again is started at most so seldom, until it has run for so long.
 MOST_RETRY_SECONDS: Final = 30.0
@@ -58,6 +63,7 @@ class Notice:
         self._message = {"organization": "", "contact": ""}
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+        self._has_to_answer = 0.0  # from when on
         self._path = Path(runtime_dir) / SOCKET_NAME
         self._listening: tuple[socket.socket, ...] = ()
         self._control: socket.socket | None = None
@@ -75,6 +81,14 @@ class Notice:
         except (OSError, HostError) as err:
             self.because = err.message if isinstance(err, HostError) else str(err)
             self.close()
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The versions of IP whose clients can be led here: loopback may lack IPv6."""
+        versions = {socket.AF_INET: 4, socket.AF_INET6: 6}
+        return tuple(
+            versions[sock.family] for sock in self._listening if _is_local(sock.getsockname()[0])
+        )
 
     def say(self, organization: str, contact: str) -> None:
         """Have the message name this organisation and contact from now on; both may be empty."""
@@ -182,6 +196,7 @@ class Notice:
             start_new_session=True,
         )
         self._process = process
+        self._has_to_answer = asyncio.get_running_loop().time() + START_SECONDS
         try:
             return f"status {await process.wait()}"
         finally:
@@ -191,7 +206,7 @@ class Notice:
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 process.kill()
 
     # --- talking to it
@@ -205,7 +220,8 @@ class Notice:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
-                await self._talk(reader, writer)
+                if await self._talk(reader, writer):
+                    self._end_silent()
             except (OSError, ValueError, EOFError):
                 pass
             finally:
@@ -213,10 +229,15 @@ class Notice:
                 writer.close()
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Ask again and again over one connection, until it ends or nothing comes back."""
-        loop, number, answered = asyncio.get_running_loop(), 0, 0
-        due = last = loop.time()
+    def _end_silent(self) -> None:
+        if self._process is not None and asyncio.get_running_loop().time() >= self._has_to_answer:
+            self._log(f"the notice's responder was silent for {SILENT_SECONDS:g} s: it is ended")
+            self._end()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Ask again and again over one connection until it ends; True where nothing comes back."""
+        loop, number, answered, silent = asyncio.get_running_loop(), 0, 0, 0
+        due = loop.time()
         self._changed.set()
         line = b""
         while True:
@@ -225,9 +246,9 @@ class Notice:
                 writer.write(json.dumps(self._message, ensure_ascii=False).encode() + b"\n")
             if loop.time() >= due:
                 self.answers = answered == number
-                if not self.answers and loop.time() - last > SILENT_SECONDS:
-                    return
-                number, due = number + 1, loop.time() + PING_SECONDS
+                if silent >= _SILENT_PINGS:
+                    return True
+                number, due, silent = number + 1, loop.time() + PING_SECONDS, silent + 1
                 writer.write(json.dumps({"ping": number}).encode() + b"\n")
             try:
                 async with asyncio.timeout_at(due):
@@ -235,12 +256,14 @@ class Notice:
             except TimeoutError:
                 continue
             if not line.endswith(b"\n"):
-                return
+                return False
             told = json.loads(line)
             if not isinstance(told, dict):
-                return
+                return False
+            if "pong" in told:
+                silent, self._has_to_answer = 0, 0.0
             if self._is_fresh(told, number):
-                answered, last = number, loop.time()
+                answered = number
                 self._beat()
             elif (seen := seen_of(told.get("seen"))) is not None:
                 self._seen(seen)
@@ -249,6 +272,17 @@ class Notice:
         """Whether this answers the last question, and is of one who serves these sockets."""
         ours = sorted(os.fstat(sock.fileno()).st_ino for sock in self._listening)
         return told.get("pong") == number and told.get("sockets") == ours and self._is_listening()
+
+
+def _is_local(address: str) -> bool:
+    """Whether an address is one of this machine; a socket may listen at one that is not."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _may_change_user() -> bool:

@@ -23,22 +23,35 @@ def notify(state: str, descriptors: tuple[int, ...] = ()) -> bool:
     Returns whether something was sent. A manager that cannot be reached is no error: it will
     notice by itself.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
+    sender = manager()
+    if sender is None:
         return False
-    if address.startswith("@"):  # the abstract namespace
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(SEND_SECONDS)
-            sender.connect(address)
+    with sender:
+        try:
             if descriptors:
                 socket.send_fds(sender, [state.encode()], list(descriptors))
             else:
                 sender.send(state.encode())
-    except OSError:
-        return False
+        except OSError:
+            return False
     return True
+
+
+def manager() -> socket.socket | None:
+    """Connect to the service manager; None where there is none or it cannot be reached."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return None
+    if address.startswith("@"):  # the abstract namespace
+        address = "\0" + address[1:]
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    sender.settimeout(SEND_SECONDS)
+    try:
+        sender.connect(address)
+    except OSError:
+        sender.close()
+        return None
+    return sender
 
 
 def _number(text: str) -> int:

@@ -42,6 +42,8 @@ ROOM_SECONDS: Final = 0.25
 MAX_OCTETS: Final = 64 * 1024
 # Descriptors besides: the sockets and what the interpreter has open.
 DESCRIPTORS: Final = MAX_CONNECTIONS + 64
+# Sent to a service manager so often; ramnet-notice.service says how long it may be missing.
+ALIVE_SECONDS: Final = 1.0
 # What is done before the daemon's ping is looked for again: a TLS handshake takes 0.5 ms.
 _AT_ONCE: Final = 64
 _CHUNK: Final = 16 * 1024
@@ -112,7 +114,10 @@ class _Control:
 
 
 class Responder:
-    """Serves ``listening`` and, for the daemon, ``control``, until ``life`` comes to its end."""
+    """Serves ``listening`` and, for the daemon, ``control``, until ``life`` comes to its end.
+
+    ``manager`` is a socket to the service manager, which is told again and again that this runs.
+    """
 
     def __init__(
         self,
@@ -120,12 +125,15 @@ class Responder:
         control: socket.socket,
         *,
         life: int | None = None,
+        manager: socket.socket | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listening = {sock.fileno(): sock for sock in listening}
         self._inodes = sorted(_inode(sock) for sock in listening)
         self._listener = control
         self._life = life
+        self._manager = manager
+        self._alive_due = clock()
         self._clock = clock
         self._clients: dict[int, _Client] = {}  # the oldest first
         self._control: _Control | None = None
@@ -137,6 +145,8 @@ class Responder:
         for sock in (*listening, control):
             sock.setblocking(False)  # noqa: FBT003 - as the standard library has it
             self._poll.register(sock, select.EPOLLIN)
+        if manager is not None:
+            manager.setblocking(False)  # noqa: FBT003
         if life is not None:
             self._poll.register(life, select.EPOLLIN)
         # What is loaded when it is first used is loaded before there is a filter.
@@ -159,6 +169,7 @@ class Responder:
     def serve(self) -> None:
         """Run until the daemon that started this has gone; for ever where systemd did."""
         while True:
+            self._say_alive()
             events = dict(self._poll.poll(self._patience(), _AT_ONCE))
             if self._life in events:
                 return
@@ -174,6 +185,13 @@ class Responder:
                 self._accept_control()
             self._tidy()
 
+    def _say_alive(self) -> None:
+        now = self._clock()
+        if self._manager is not None and now >= self._alive_due:
+            self._alive_due = now + ALIVE_SECONDS
+            with contextlib.suppress(OSError):  # one that hears nothing starts this anew
+                self._manager.send(b"READY=1\nWATCHDOG=1")
+
     # --- room and time
 
     def _oldest(self) -> _Client | None:
@@ -182,6 +200,8 @@ class Responder:
     def _patience(self) -> float | None:
         """Return how many seconds nothing is to be done but what is asked for."""
         ends = [] if self._paused is None else [self._paused]
+        if self._manager is not None:
+            ends.append(self._alive_due)
         if (oldest := self._oldest()) is not None:
             ends.append(oldest.began + CLIENT_SECONDS)
         return max(min(ends) - self._clock(), 0.001) if ends else None

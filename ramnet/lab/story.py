@@ -56,7 +56,7 @@ REFUSED = (
 # notice (the daemon is dead), what it says of any closed port.
 REFUSALS = (
     "registry-access-denied-by-acme",
-    "doesn't contain any IP SANs",
+    "registry access denied by",
     "connection refused",
 )
 # The same, and more, as addresses and ports, with IPv6.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(480)]
 SECONDS = 10.0
 NAME = "registry-access-denied-by-acme.ramnet.invalid"
 SENTENCE = "registry access denied by acme"
+# Of a certificate for a bare address Go has no name to show, but who may have been to sign it.
+AUTHORITY = f'while trying to verify candidate authority certificate "{SENTENCE}"'
 CONTACT = "it@acme.example"
 
 ALLOWED = "registry.corp.example:5000/acme/app"
@@ -67,18 +70,22 @@ class Case:
 CASES = {
     "tls-ipv4": Case("evil4.example/acme/app", EVIL[0]),
     "tls-ipv6": Case("evil6.example/acme/app", EVIL[1]),
+    "bare-ipv4": Case(f"{EVIL[0]}/acme/app", EVIL[0], says=AUTHORITY),
+    "bare-ipv6": Case(f"[{EVIL[1]}]/acme/app", EVIL[1], says=AUTHORITY),
     "http-ipv4": Case("evil4.example:80/acme/app", EVIL[0], 80, SENTENCE),
     "http-ipv6": Case("evil6.example:80/acme/app", EVIL[1], 80, SENTENCE),
 }
-BOTH = [(client, case) for client in CLIENTS for case in CASES]
+# These take no reference with an IPv6 address: Docker 20.10 neither.
+NO_IPV6 = ("docker", "skopeo", "skopeo-newest", "podman-newest")
+NO_SUCH = {(name, "bare-ipv6") for name in NO_IPV6}
+BOTH = [pair for pair in product(CLIENTS, CASES) if pair not in NO_SUCH]
 # What the address of a proxy is for is decided by the environment of who pulls.
 BY_PROXY = [name for name in CLIENTS if not name.startswith(("docker", "ctr-newest"))]
 ENGINES = ("docker", "docker-newest")
 # Refused as soon, but not in these words: skopeo 1.9 does not read what comes with the status.
 TERSE = {("skopeo", "http-ipv4"): "403 (Forbidden)", ("skopeo", "http-ipv6"): "403 (Forbidden)"}
-# A registry that the catalogue knows, for those who are no engines. Of a certificate for a bare
-# address Go says which other addresses it is for, and there is no room for words in those.
-HOSTS = {"quay.io": NAME, QUAY[0]: "doesn't contain any IP SANs"}
+# A registry that the catalogue knows, for those who are no engines.
+HOSTS = {"quay.io": NAME, QUAY[0]: SENTENCE}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +176,7 @@ def test_without_ramnet_every_client_gets_through(control: Control) -> None:
 
 def refused(said: Said, words: str) -> None:
     assert not said.worked, said
-    assert words in said.everything, said
+    assert words in said.everything.replace('\\"', '"'), said  # as skopeo's log has quotes
     assert said.seconds < SECONDS, said
     # Shown by `pytest -rP`.
     sys.stdout.write(f"{said.everything}\n({said.seconds:.2f} s)\n")

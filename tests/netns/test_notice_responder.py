@@ -5,7 +5,9 @@ Nothing is redirected here: clients connect to its port, which is then where the
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import sys
 import textwrap
 import time
@@ -24,6 +26,7 @@ from ramnet.lab.sandbox import Sandbox
 pytestmark = pytest.mark.netns
 
 NAME = "registry-access-denied-by-acme.ramnet.invalid"
+AUTHORITY = "registry access denied by acme"
 SENTENCE = "registry access denied by acme: {} is not allowed; contact it@acme.example"
 # The kernel forgets that the responder lives after this time without a beat.
 HEARTBEAT_SECONDS = 1.0
@@ -155,10 +158,12 @@ unix, file = socket.socket(socket.AF_UNIX), os.open("/dev/null", os.O_RDONLY)
 def attempts():
     yield "socket", lambda: socket.socket().close()
     yield "connect", lambda: unix.connect(sys.argv[1])
+    yield "sendto", lambda: datagram.sendto(b"x", other)
     yield "write", lambda: os.close(os.open("/tmp/x", os.O_WRONLY | os.O_CREAT))
     yield "unlink", lambda: os.unlink("/tmp/x")
     yield "fork", lambda: os.fork() or os._exit(0)
     yield "kill", lambda: os.kill(os.getpid(), 0)
+    yield "send", lambda: datagram.send(b"x")
     yield "read", lambda: os.close(os.open("/dev/null", os.O_RDONLY))
 def run():
     found.clear()
@@ -170,6 +175,11 @@ def run():
             found[name] = err.errno
     return dict(found)
 found = {}
+other, manager = f"\\0other{os.getpid()}", f"\\0manager{os.getpid()}"
+bound = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+bound[0].bind(other), bound[1].bind(manager)
+datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+datagram.connect(manager)
 before = run()
 unix = socket.socket(socket.AF_UNIX)
 if "drop" in sys.argv:
@@ -189,7 +199,7 @@ print(json.dumps([before, after, without]))
         before, after, without = json.loads(done.stdout)
         assert without is None
         assert set(before.values()) == {"done"}, before
-        assert after.pop("read") == "done"
+        assert (after.pop("read"), after.pop("send")) == ("done", "done")
         assert set(after.values()) == {1}, after
     wait_until(lambda: house.beats(0.5) > 0, 5, "the daemon to come back")
 
@@ -390,6 +400,62 @@ def test_a_responder_that_is_stopped_gives_no_beats(house: House) -> None:
     wait_until(lambda: house.beats(0.5) > 0, 5, "it beats again")
 
 
+def test_a_responder_that_hangs_lets_go_and_is_started_again(house: House) -> None:
+    """Those it has accepted are reset; the new ones, and those not accepted yet, are told."""
+    before = house.responder
+    wait_until(lambda: house.beats(0.5) > 0, 5, "it beats")
+    said = house.client(
+        f"""
+        import os, signal
+        hello = bytes([0x16, 3, 1, 2, 0])
+        held = [there() for _ in range(20)]
+        for sock in held:
+            sock.sendall(hello)
+        time.sleep(0.5)  # it has read that
+        os.kill({before}, signal.SIGSTOP)
+        began, waiting = time.monotonic(), there()
+        for sock in held:
+            sock.sendall(b"x")
+        waiting.settimeout(15)
+        def ended(sock):
+            sock.settimeout(10)
+            try:
+                return sock.recv(1).decode()
+            except ConnectionResetError:
+                return "reset"
+        ends = [ended(sock) for sock in held]
+        took = time.monotonic() - began
+        print(json.dumps([ends, took, ask(REQUEST, waiting)[:12], honest()]))
+        """,
+        timeout=40,
+    )
+    assert set(said[0]) == {"reset"}
+    # Three seconds of silence; by itself none would be let go of.
+    assert 2.5 < said[1] < 4.9, said[1]
+    assert said[2] == "HTTP/1.1 403"
+    assert said[3] < 1
+    assert any("silent" in line for line in house.told("log"))
+    wait_until(lambda: house.responder != before and house.beats(0.5) > 0, 10, "another one")
+
+
+def test_a_client_of_a_bare_address_gets_a_certificate_for_it(house: House) -> None:
+    """And one of an authority that has not signed it; what Go says is in tests/docker."""
+    argv = ["openssl", "s_client", "-noservername", "-showcerts", "-connect"]
+    for shown, address in (("127.0.0.1", "127.0.0.1"), ("[::1]", "0:0:0:0:0:0:0:1")):
+        done = house.box.run([*argv, f"{shown}:{house.port}"], check=False, input="").stdout
+        end = "-----END CERTIFICATE-----\n"
+        leaf, authority, *more = (
+            house.box.run(["openssl", "x509", "-noout", "-text"], input=part + end).stdout
+            for part in done.split(end)[:-1]
+        )
+        assert not more
+        assert f"IP Address:{address}" in leaf
+        assert "DNS:" not in leaf
+        assert "CA:TRUE" in authority
+        assert leaf.count(f"CN = {AUTHORITY}") == authority.count(f"CN = {AUTHORITY}") == 2
+    assert ["", "sni", "::1", house.port] in house.told("seen")
+
+
 def test_a_responder_that_is_killed_is_started_again_and_the_port_stays(house: House) -> None:
     before, port = house.responder, house.port
     house.kill("KILL")
@@ -417,21 +483,48 @@ for number, sock in enumerate((port, control)):
 os.environ.update(LISTEN_FDS="2", LISTEN_FDNAMES="notice:notice")
 start = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); "
 responder = start + "from ramnet.__main__ import main; sys.argv[1:] = ['notice']; main()"
-subprocess.Popen([sys.executable, "-c", responder], pass_fds=(3, 4))
+made = subprocess.Popen([sys.executable, "-c", responder], pass_fds=(3, 4))
+print('{"responder": %d, "daemon": %d}' % (made.pid, os.getpid()), flush=True)
 os.environ["LISTEN_PID"] = str(os.getpid())
 """
 
 
+def signs_of_life(manager: socket.socket, seconds: float) -> list[bytes]:
+    found, end = [], time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        manager.settimeout(left)
+        with contextlib.suppress(TimeoutError):
+            found.append(manager.recv(100))
+    return found
+
+
 def test_with_the_sockets_of_systemd(tmp_path: Path) -> None:
     """Both have them, and neither starts the other; without any right to change its user."""
-    with Sandbox("passed", tmp_path) as box:
+    path = str(tmp_path / "manager")
+    with (
+        Sandbox("passed", tmp_path) as box,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(path)
+        env = {"PYTHONPATH": str(PYTHON_PATH), "NOTIFY_SOCKET": path}
         log = tmp_path / "daemon.log"
         argv = ["setpriv", "--bounding-set=-all", sys.executable, "-c", PASSED + DAEMON]
-        daemon = box.popen([*argv, str(tmp_path)], log=log, env={"PYTHONPATH": str(PYTHON_PATH)})
+        daemon = box.popen([*argv, str(tmp_path)], log=log, env=env)
         house = House(box, daemon, log, tmp_path)
         wait_until(lambda: bool(house.told("beat")), 10, "the first beat", hint=daemon.tail())
         assert house.client("print(json.dumps(honest()))") < 1
         assert house.told("pid") == []
+        responder = int(house.told("responder")[0])
+        signs_of_life(manager, 0.1)
+        assert len(signs_of_life(manager, 3.5)) >= 2
+        box.run(["kill", "-KILL", str(house.told("daemon")[0])])  # nobody asks any more: it is idle
+        signs_of_life(manager, 0.1)
+        signs = signs_of_life(manager, 3.5)
+        assert len(signs) >= 2
+        assert set(signs) == {b"READY=1\nWATCHDOG=1"}
+        box.run(["kill", "-STOP", str(responder)])
+        signs_of_life(manager, 0.1)
+        assert signs_of_life(manager, 2) == []
 
 
 def test_without_them_and_without_the_right_there_is_none(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "two faults": (
         policy("quay.io", "ghcr.io:99999", more='\n[enforcement]\nmode = "enforced"\n'),
-        ["line 8: registry[1].address", "line 11: enforcement.mode"],
+        ["line 8: registry[1].address", "line 12: enforcement.mode"],
     ),
     "another version": (GOOD.replace("version = 1", "version = 2"), ["line 1: version"]),
 }

@@ -114,6 +114,7 @@ NETWORKS = Case(
             "[2001:db8::1]",
             more='\n[[registry]]\naddress = "203.0.113.1:5001"\nnetworks = '
             '["10.0.0.0/24", "10.0.1.0/24", "10.0.0.7", "192.0.2.7", "2001:db8:1::/48"]\n',
+            on_deny=None,
         ).replace("203.0.113.1:5001", "corp.example:5001"),
         "off",
     )
@@ -153,7 +154,7 @@ def scoped(
     notice: int | None = None,
 ) -> Case:
     return Case(
-        enforcing(policy(more=DESTINATIONS), containers) + more,
+        enforcing(policy(more=DESTINATIONS, on_deny=None), containers) + more,
         (Resolver(ip_address("203.0.113.53"), LO, LO),),
         settings=replace(DEFAULTS, scope=scope, rung=rung, notice=notice),
         bridges=(9, 5),
@@ -176,7 +177,7 @@ CASES = {
     "uid": scoped(BY_USER, "catalog"),
     "containers-strict": scoped(replace(BY_MARK, host=ClassMode.OFF), "strict", Rung.NATIVE),
 }
-NOTICE_CHAINS = ("lead", "noticed")
+NOTICE_CHAINS = ("lead", "noticed", "astray")
 # One daemon goes from one to another of these: its rung of DNS and its scope do not change.
 CHANGES = [
     ["locked-down", "names", "networks"],

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ramnet.host.notice import START_SECONDS
 from ramnet.host.notify import NOTICE_SOCKETS
+from ramnet.host.responder import ALIVE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = ROOT / "systemd"
@@ -125,6 +127,12 @@ def test_who_speaks_with_anybody_is_left_with_nothing() -> None:
 # --- what they promise
 
 
+@pytest.mark.parametrize("unit", ["ramnet.service", "ramnet-notice.service"])
+def test_no_start_has_the_sockets_of_the_notice_block(unit: str) -> None:
+    """Whether they do is one flag for both services, and systemd sets it at each start."""
+    assert settings(unit)["NonBlocking"] == ["yes"]
+
+
 def test_engines_start_only_with_rules_in_force() -> None:
     """The start itself depends on it: a job that failed by a dependency is never tried again."""
     assert settings("engine.conf")["ExecStartPre"] == [f"+{LOCK}"]
@@ -180,6 +188,16 @@ def test_the_port_of_the_notice_is_never_let_go() -> None:
     for key in ("PartOf", "BindsTo", "Requires", "StopPropagatedFrom"):
         assert key not in settings("ramnet-notice.socket")
     assert settings("ramnet-notice.service")["PartOf"] == ["ramnet.service"]
+
+
+def test_a_notice_that_hangs_is_started_again() -> None:
+    """A process that is stopped ends by SIGKILL only."""
+    found = settings("ramnet-notice.service")
+    assert found["Type"] == ["notify"]
+    assert float(found["WatchdogSec"][0]) >= 3 * ALIVE_SECONDS
+    assert found["WatchdogSignal"] == ["SIGKILL"]
+    assert found["TimeoutStartSec"] == [f"{START_SECONDS:g}"]
+    assert "AF_UNIX" in words("ramnet-notice.service", "RestrictAddressFamilies")
 
 
 def test_the_notice_listens_where_only_this_machine_reaches_it() -> None:

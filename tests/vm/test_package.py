@@ -253,8 +253,9 @@ def daemon(vm: Vm) -> str:
     return vm.run("systemctl show -p MainPID --value ramnet").out.strip()
 
 
-def wait_enforcing(vm: Vm) -> None:
-    vm.wait_for('ramnet status --json | grep -q \'"state": "enforcing"\'', seconds=EMULATED_SECONDS)
+def wait_state(vm: Vm, state: str) -> None:
+    said = f"""ramnet status --json | grep -q '"state": "{state}"'"""
+    vm.wait_for(said, seconds=EMULATED_SECONDS)
 
 
 @pytest.mark.thorough("6.1")
@@ -280,7 +281,11 @@ def test_installation(vm: Vm, machines: VmWorld, packages: Packages) -> None:
     assert "NOT judged as an engine until it is restarted: " in done.err
     assert "docker.service" in done.err
     vm.run("systemctl restart containerd docker", seconds=EMULATED_SECONDS)
-    wait_enforcing(vm)
+    # The policy of a new machine only records what it would refuse.
+    wait_state(vm, "auditing")
+    assert pulls(vm, REFUSED)
+    vm.run(f'docker rmi {REFUSED} && sed -i \'s/"audit"/"enforce"/\' /etc/ramnet/policy.toml')
+    wait_state(vm, "enforcing")
     with machines.capture() as capture:
         assert not pulls(vm, REFUSED)
         assert pulls(vm, ALLOWED)
@@ -292,7 +297,7 @@ def test_a_boot(vm: Vm, machines: VmWorld) -> None:
     with machines.capture() as capture:
         vm.reboot()
         vm.settle()
-        wait_enforcing(vm)
+        wait_state(vm, "enforcing")
         assert not pulls(vm, REFUSED)
         assert pulls(vm, ALLOWED)
         assert capture.to(EVIL) == ()
@@ -306,7 +311,7 @@ def test_an_upgrade_under_load(vm: Vm, machines: VmWorld, packages: Packages) ->
     release = vm.run("readlink /opt/ramnet/current").out
     with machines.capture() as capture:
         vm.run(f"dpkg -i {on_disk(packages.newer)}", seconds=EMULATED_SECONDS)
-        wait_enforcing(vm)
+        wait_state(vm, "enforcing")
         assert vm.run("ramnet version").out.strip() == f"ramnet {NEWER}"
         assert daemon(vm) not in {pid, "0"}
         assert state(vm) == before
@@ -317,7 +322,7 @@ def test_an_upgrade_under_load(vm: Vm, machines: VmWorld, packages: Packages) ->
         assert vm.run(f"dpkg -i {on_disk(packages.unpackable)}", check=False).status == 1
         assert daemon(vm) == pid
         assert state(vm) == before
-        wait_enforcing(vm)
+        wait_state(vm, "enforcing")
         vm.run("sleep 1")
         assert capture.to(EVIL) == ()
     assert vm.run("ls /opt/ramnet/releases").out.split() == [

@@ -8,6 +8,7 @@ cgroups; and WSL2 before 5.15.57 has hardly anything, like WSL2 6.6 where its mo
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +160,9 @@ def test_engine_is_held_on_the_best_rung_that_is_left(booted: Booted, world: VmW
     with world.capture() as capture:
         vm.run(START, seconds=SECONDS)
         vm.run(ENGINE, seconds=SECONDS)
-        assert "connection refused" in pull(vm, REFUSED)
+        # An emulated machine may be too slow for the notice, and is refused all the same.
+        words = "connection refused|registry-access-denied-by-acme"
+        assert re.search(words, pull(vm, REFUSED))
         assert pull(vm, ALLOWED) == ""
         judge_status(json.loads(vm.run(f"{RAMNET} status --json", seconds=SECONDS).out), rungs)
         assert capture.to(EVIL) == ()

@@ -32,7 +32,8 @@ from tests.vm.world import VmWorld
 
 pytestmark = pytest.mark.timeout(900)
 
-EXPOSURE = 2.0
+EXPOSURE, EXPOSURE_OF_NOTICE = 2.0, 0.6
+NOTICE_SECONDS = 60.0
 PULL_SECONDS = 90.0
 # The image of a container needs no AppArmor here: its program that loads profiles is not installed.
 RUN = "docker run --detach --security-opt apparmor=unconfined"
@@ -98,15 +99,27 @@ class Machine:
             assert not capture.to((*EVIL, *GHCR))
             assert capture.to(CORP)
 
+    def exposure(self, unit: str) -> float:
+        """Return what systemd makes of a unit, from 0 (left with nothing) to 10."""
+        said = self.vm.run(f"systemd-analyze security --no-pager {unit}").out
+        level = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", said)
+        assert level is not None, said
+        return float(level[1])
+
+    def rights(self, unit: str) -> list[str]:
+        """Return the capabilities and so on that the process of a unit has."""
+        file = f"/proc/{shown(self.vm, unit, 'MainPID')}/status"
+        return self.vm.run(f"grep -E '^(CapEff|Seccomp|NoNewPrivs):' {file}").out.split()
+
     def current(self) -> str:
         return self.vm.run("readlink /opt/ramnet/current").out.strip().removeprefix("releases/")
 
     def daemon(self) -> str:
         return shown(self.vm, "ramnet.service", "MainPID")
 
-    def wait_other(self, pid: str, seconds: float) -> None:
-        """Wait until another daemon than this one is ready."""
-        show = "systemctl show --property=MainPID,ActiveState --value ramnet.service"
+    def wait_other(self, pid: str, seconds: float, unit: str = "ramnet.service") -> None:
+        """Wait until another process than this one is ready, of the daemon or of another unit."""
+        show = f"systemctl show --property=MainPID,ActiveState --value {unit}"
         line = f"echo $({show})"
         self.vm.wait_for(
             f'set -- $({line}); [ "$1" != {pid} ] && [ "$1" != 0 ] && [ "$2" = active ]',
@@ -162,13 +175,23 @@ def test_install(machine: Machine, kernel: Kernel) -> None:
 
 
 def test_the_running_daemon_is_left_with_little(machine: Machine) -> None:
-    said = machine.vm.run("systemd-analyze security --no-pager ramnet.service").out
-    level = re.search(r"Overall exposure level for ramnet.service: ([0-9.]+)", said)
-    assert level is not None, said
-    assert float(level[1]) <= EXPOSURE, said
-    pid = machine.daemon()
-    held = machine.vm.run(f"grep -E '^(CapEff|Seccomp|NoNewPrivs):' /proc/{pid}/status").out
-    assert held.split() == ["CapEff:", f"{1 << 12:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
+    assert machine.exposure("ramnet.service") <= EXPOSURE
+    held = machine.rights("ramnet.service")
+    assert held == ["CapEff:", f"{1 << 12:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
+
+
+def test_a_refused_client_is_told_by_somebody_without_any_right(machine: Machine) -> None:
+    vm, unit = machine.vm, "ramnet-notice.service"
+    told = f"docker pull {REFUSED[0]} 2>&1 | grep registry-access-denied-by-acme"
+    vm.wait_for(told, seconds=NOTICE_SECONDS)
+    assert machine.exposure(unit) <= EXPOSURE_OF_NOTICE
+    assert machine.rights(unit) == ["CapEff:", f"{0:016x}", "NoNewPrivs:", "1", "Seccomp:", "2"]
+    pid = shown(vm, unit, "MainPID")
+    assert vm.run(f"stat -c %u /proc/{pid}").out.strip() not in ("0", "65534")
+    # One that hangs holds its clients: it is exchanged.
+    vm.run(f"kill -STOP {pid}")
+    machine.wait_other(pid, NOTICE_SECONDS, unit)
+    vm.wait_for(told, seconds=NOTICE_SECONDS)
 
 
 def test_what_the_policy_lists_is_pulled_and_nothing_else(machine: Machine, world: VmWorld) -> None:
@@ -244,7 +267,8 @@ def test_upgrade_under_load(machine: Machine, world: VmWorld) -> None:
     assert vm.run("ls /opt/ramnet/releases").out.split() == [machine.current()], done
     assert machine.pids() == machine.engines
     said = json.loads(vm.get("/root/stream.json"))
-    assert set(said["refused"]) == {"ConnectionRefusedError"}, said
+    # To the notice, or refused while the daemon that vouches for it is exchanged.
+    assert set(said["refused"]) <= {"connected", "ConnectionRefusedError"}, said
     assert set(said["allowed"]) == {"connected"}, said
     assert vm.get(POLICY_FILE) == POLICY
 

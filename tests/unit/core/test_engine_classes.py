@@ -559,13 +559,15 @@ def led(notice: int | None = 7261, **enforcement: str) -> Story:
     return story
 
 
-def answer_of(name: str, *found: str) -> bytes:
+def asked(story: Story, name: str, *found: str) -> bytes:
+    """Have a program of the host ask for a name, and return the answer."""
+    story.engine.handle(replace(query(name), host=True), 1.0)
     return udp(SERVER, 53, CLIENT, 40_000, reply(name, *found))
 
 
 def test_what_an_answer_leads_to_is_refused_before_it_is_heard() -> None:
     story = led()
-    lesson = story.engine.refuse_answer(host(QUAY), answer_of(QUAY, TWO), 1.0)
+    lesson = story.engine.refuse_answer(host(QUAY), asked(story, QUAY, TWO), 1.0)
     assert lesson is not None
     assert lesson.write is not None
     assert [(str(item.address), item.port) for item in lesson.write.add] == [(TWO, 443)]
@@ -581,7 +583,24 @@ def test_what_an_answer_leads_to_is_refused_before_it_is_heard() -> None:
     ],
 )
 def test_what_cannot_be_refused_by_its_address_is_not_to_be_heard(name: str, address: str) -> None:
-    assert led().engine.refuse_answer(host(name), answer_of(name, address), 1.0) is None
+    story = led()
+    assert story.engine.refuse_answer(host(name), asked(story, name, address), 1.0) is None
+
+
+def test_an_answer_that_nobody_asked_for_refuses_nothing() -> None:
+    story = led()
+    packet = udp(SERVER, 53, CLIENT, 40_000, reply(QUAY, TWO))
+    assert story.engine.refuse_answer(host(QUAY), packet, 1.0) is None
+    story.engine.handle(replace(query("other.example"), host=True), 1.0)
+    assert story.engine.refuse_answer(host(QUAY), packet, 1.0) is None
+    assert not story.held(1.0, Book.DENY)
+
+
+def test_what_an_engine_asked_is_not_what_the_host_asked() -> None:
+    story = led()
+    story.engine.handle(query(QUAY), 1.0)
+    packet = udp(SERVER, 53, CLIENT, 40_000, reply(QUAY, TWO))
+    assert story.engine.refuse_answer(host(QUAY), packet, 1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -592,4 +611,4 @@ def test_without_a_notice_nobody_is_to_hear_it(
     notice: int | None, enforcement: dict[str, str]
 ) -> None:
     story = led(notice, **enforcement)
-    assert story.engine.refuse_answer(host(QUAY), answer_of(QUAY, TWO), 1.0) is None
+    assert story.engine.refuse_answer(host(QUAY), asked(story, QUAY, TWO), 1.0) is None

@@ -59,7 +59,10 @@ def test_every_class_is_recorded_and_answered_in_its_own_way(
     recorded, counted, *answers = rules(table(Refusal(**one)), f"refuse_{who}")
     assert recorded.endswith(f'log prefix "denied {who}" group 7262 snaplen 128')
     assert counted == "counter name refused"
-    lead = "meta l4proto tcp meta l4proto @notice meta mark set meta mark or 0x08000000 accept"
+    lead = (
+        "meta l4proto tcp meta l4proto @notice limit rate 200/second burst 1500 packets"
+        " meta mark set meta mark or 0x08000000 accept"
+    )
     reject = ["meta l4proto tcp reject with tcp reset", "reject"]
     assert answers == {REJECT: reject, DROP: ["drop"], NOTICE: [lead, *reject]}[how]
 
@@ -70,7 +73,7 @@ def test_in_audit_nothing_is_refused_and_all_of_it_recorded(who: TrafficClass) -
     recorded, _, last = rules(found, f"refuse_{who}")
     assert recorded.endswith(f'log prefix "would-deny {who}" group 7262 snaplen 128')
     assert last == "accept"
-    assert not {"lead", "noticed"} & {item.name for item in found.chains}
+    assert "noticed" not in {item.name for item in found.chains}
     assert [rule.text for rule in edge_refuse_chain(Refusal(audit=True)).rules][-1] == "accept"
 
 
@@ -100,5 +103,16 @@ def test_what_is_led_to_the_notice_goes_nowhere_else() -> None:
 
 def test_where_nobody_is_led_there_are_no_rules_for_it() -> None:
     found = table(Refusal(REJECT, DROP, REJECT))
-    assert not {"lead", "noticed"} & {item.name for item in found.chains}
+    assert "noticed" not in {item.name for item in found.chains}
+    # Connections that were led before are still translated.
+    assert [item.kind for item in found.chains if item.name == "lead"] == ["nat"]
+    assert rules(found, "lead") == []
+    without = table(Refusal(REJECT, DROP, REJECT), replace(NOTICED, notice=None))
+    assert "lead" not in {item.name for item in without.chains}
     assert "notice" not in {item.name for item in found.sets}
+
+
+@pytest.mark.parametrize(("families", "only"), [((4,), "ipv4"), ((6,), "ipv6")])
+def test_a_family_without_a_responder_is_reset(families: tuple[int, ...], only: str) -> None:
+    found = table(Refusal(NOTICE, NOTICE, REJECT), replace(NOTICED, notice_families=families))
+    assert rules(found, "refuse_engine")[2].startswith(f"meta nfproto {only} meta l4proto tcp")

@@ -48,6 +48,9 @@ def test_what_passes(
     assert judge(machine, openat, 0, 0, 0o2000000) == ALLOWED  # O_CLOEXEC
     for flags in (0o1, 0o2, 0o102, 0o1000, 0o20200000):
         assert judge(machine, openat, 0, 0, flags) == REFUSED
+    sendto = {"x86_64": 44, "aarch64": 206}[machine]
+    assert judge(machine, sendto, 5, 0x1000, 1, 0, 0, 0) == ALLOWED
+    assert judge(machine, sendto, 5, 0x1000, 1, 0, 0x2000, 16) == REFUSED
     assert judge(machine, shutdown, 5, 1) == ALLOWED
     assert judge(machine, shutdown, 5, 2) == REFUSED
 
