@@ -338,6 +338,8 @@ class Holder:
     def _led(self, line: _Line, queued: Queued, name: HostName) -> bool:
         """Let an answer pass once its addresses are refused; False where they cannot be."""
         now, denied = time.monotonic(), self._engine.denied
+        if not denied.ports_of(name):
+            return False
         if not denied.concerns(queued.packet, now):  # settled a moment ago
             line.queue.accept(queued.ident)
             return True
