@@ -258,7 +258,10 @@ def _made_and_locked(parent: Path) -> tuple[Path, int]:
 
 def _sweep(parent: Path) -> None:
     """Remove the groups of probes whose process is gone."""
-    for place in parent.glob(f"{PROBE_PREFIX}*"):
+    found: list[Path] = []
+    with contextlib.suppress(OSError):  # the parent itself may go meanwhile; its maker tells
+        found = list(parent.glob(f"{PROBE_PREFIX}*"))
+    for place in found:
         with contextlib.suppress(OSError):  # gone meanwhile, locked by its maker, or busy
             lock = os.open(place, _DIRECTORY)
             try:

@@ -29,7 +29,7 @@ from tests.netns.support import wait_status
 REPAIR_SECONDS = 3.0
 # What inotify tells is done at once.
 FED_SECONDS = 5.0
-BUSY_SECONDS = 5.0
+BUSY_SECONDS = 20.0
 
 # Drops the datagram of the live probe before our rules see it.
 FOREIGN = """\

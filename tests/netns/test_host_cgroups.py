@@ -345,6 +345,24 @@ def test_without_a_watch_the_reason_is_told(top: Path) -> None:
 # A group for a moment
 
 
+def test_a_group_that_goes_while_it_is_looked_into_is_told_as_such(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there a moment ago: what Python's glob makes of that is no error of the daemon's."""
+    place = top / "short-lived"
+    place.mkdir()
+    whole = os.scandir
+
+    def gone(path: Path) -> object:
+        if str(path) == str(place):
+            place.rmdir()
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    with pytest.raises(HostError, match="cannot be made"), temporary_group(place):
+        pass
+
+
 def test_a_temporary_group_is_gone_afterwards_with_all_that_is_in_it(top: Path) -> None:
     with temporary_group(top) as place:
         assert place.parent == top
