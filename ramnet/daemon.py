@@ -339,11 +339,10 @@ class Daemon:
         await self._keeper.prove()
 
     def _prepare_next_start(self) -> None:
-        """Have the next boot find engines locked, and the next daemon what waits for its verdict.
+        """Have the next daemon find what waits for its verdict; enforcing does not depend on it.
 
-        Enforcing does not depend on either.
+        What the next boot is to find was written when the policy came into force.
         """
-        self._write_locked()
         keep(self._store, self._nflog)
         for queue in self._holder.queues if self._holder is not None else ():
             keep(self._store, queue)
@@ -464,9 +463,9 @@ class Daemon:
 
     def _why(self, _who: TrafficClass | None, name: str, _at: Addr | None, port: int | None) -> str:
         plan = self._engine.applied
-        organization = plan.policy.organization if plan is not None and plan.policy else None
-        allowed = plan.allowed if plan is not None else allow_list(None, load_catalog(), today())
-        return why_refused(allowed, organization, HostName(name) if name else None, port or 0)
+        assert plan is not None  # noqa: S101 - the record is written once rules are in force
+        organization = plan.policy.organization if plan.policy else None
+        return why_refused(plan.allowed, organization, HostName(name) if name else None, port or 0)
 
     # Control
 

@@ -52,6 +52,7 @@ from ramnet.core.terms import (
     PACED,
     PRIORITY,
     REFUSED,
+    SYN,
     TABLE,
     Book,
     Held,
@@ -71,7 +72,6 @@ SEEN_SIZE = 65_536
 # Bridges of one machine: each network that a developer makes is one.
 BRIDGES_SIZE = 4_096
 
-SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 NOT_SYN = "tcp flags & (fin|syn|rst|ack) != syn"
 # The kernel makes the sockets of MPTCP subflows itself: they have neither a user nor our mark.
 MPTCP_SYN = f"{SYN} tcp option 30 exists"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ramnet.core.policy import Mode, OnDeny, Policy
 from ramnet.core.ruleset import Chain, Hook, Rule, Set
-from ramnet.core.terms import NOTICE, REFUSALS_GROUP, REFUSED, Settings, TrafficClass
+from ramnet.core.terms import NOTICE, REFUSALS_GROUP, REFUSED, SYN, Settings, TrafficClass
 
 # Behind the NAT of what leaves (-100): where a marked packet goes to is settled.
 _BEHIND_NAT = -99
@@ -31,7 +31,6 @@ _FAMILY: dict[tuple[int, ...], str] = {
 # Of each class. What the responder can do, and a thousand clients at once; the rest is reset.
 NOTICES_A_SECOND = 200
 NOTICES_AT_ONCE = 1_500
-_SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def notice_chains(refusal: Refusal, settings: Settings) -> Iterator[Chain]:
     )
     direct = tuple(
         Rule(
-            f"{ip} daddr {address} tcp dport {port} {_SYN} ct status & dnat != dnat"
+            f"{ip} daddr {address} tcp dport {port} {SYN} ct status & dnat != dnat"
             " reject with tcp reset",
             "the responder is for who is led to it",
         )

@@ -33,6 +33,8 @@ AFTER_NAT = 110
 
 # What copies of queries say that come from programs of the host.
 HOST_QUERY = "host"
+# A packet that begins a connection.
+SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 RESOLVERS = "resolvers"
 ANSWERERS = "answerers"
 # What the machine itself sends from.

@@ -317,9 +317,20 @@ class Holder:
                 if not _overtakes(line, queued.packet):
                     passed.append(queued.ident)
                     return
-            counters.held += 1
-            line.held[queued.ident] = now, tcp_ends(queued.packet)
-            self._submit(writes, keys, _Waiting(line, queued.ident), now)
+            self._hold(line, queued, writes, keys, now)
+
+    def _hold(
+        self,
+        line: _Line,
+        queued: Queued,
+        writes: list[WriteLeases],
+        keys: tuple[Key, ...],
+        now: float,
+    ) -> None:
+        """Keep an answer until the kernel has been told."""
+        self.counters.held += 1
+        line.held[queued.ident] = now, tcp_ends(queued.packet)
+        self._submit(writes, keys, _Waiting(line, queued.ident), now)
 
     def _blocked(self, line: _Line, blocker: Blocker, queued: Queued, name: HostName) -> bool:
         """Keep who asked from a refused registry; tell whether the packet is dealt with.
@@ -352,10 +363,8 @@ class Holder:
                 denied.settled(queued.packet, now)
                 line.queue.accept(queued.ident)
                 return True
-            self.counters.held += 1
-            line.held[queued.ident] = now, b""
             writes = [lesson.write] if lesson.write is not None else []
-            self._submit(writes, lesson.keys, _Waiting(line, queued.ident), now)
+            self._hold(line, queued, writes, lesson.keys, now)
         return True
 
     def _submit(

@@ -49,7 +49,6 @@ class _Blocked:
     name: str
     packet: bytes
     forwarded: bool
-    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +127,9 @@ class Recorder:
         """Note what the notice saw of a connection."""
         self._put(seen)
 
-    def blocked(
-        self, name: str, packet: bytes, *, forwarded: bool, verdict: Verdict = Verdict.DENIED
-    ) -> None:
+    def blocked(self, name: str, packet: bytes, *, forwarded: bool) -> None:
         """Note that the answer in ``packet`` was changed, to say that ``name`` does not exist."""
-        self._put(_Blocked(name, packet, forwarded, verdict))
+        self._put(_Blocked(name, packet, forwarded))
 
     def failed(self, name: str, problem: str) -> None:
         """Note what nobody refused: a name without an answer, a resolver that is down."""
@@ -191,8 +188,8 @@ class Recorder:
                 found = self._pairing.refusal(record, ends, now)
             case Seen():
                 found = self._pairing.seen(told, now)
-            case _Blocked(name, packet, forwarded, verdict):
-                found = answered(name, packet, at, verdict, forwarded=forwarded)
+            case _Blocked(name, packet, forwarded):  # in audit no answer is changed
+                found = answered(name, packet, at, Verdict.DENIED, forwarded=forwarded)
             case _Failed(name, problem):
                 origin = NameFrom.POLICY if name else None
                 found = Record(
