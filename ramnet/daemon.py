@@ -18,6 +18,7 @@ from ramnet import __version__
 from ramnet.core.activity import NameFrom
 from ramnet.core.allow import Addr, allow_list
 from ramnet.core.catalog import load_catalog
+from ramnet.core.cautions import KeptCautions
 from ramnet.core.config import Config
 from ramnet.core.engine import Engine
 from ramnet.core.engineconf import Finding
@@ -44,12 +45,12 @@ from ramnet.core.events import (
     Unresolved,
     WriteLeases,
 )
-from ramnet.core.explain import explain, parse_target, why_refused
+from ramnet.core.explain import why_refused
 from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes, choose, settings_for
 from ramnet.core.names import HostName
 from ramnet.core.policy import policy_digest
-from ramnet.core.report import Facts, explain_report, status_report
+from ramnet.core.report import Facts, status_report
 from ramnet.core.ruleset import Table
 from ramnet.core.terms import (
     NFLOG_GROUP,
@@ -64,6 +65,7 @@ from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
 from ramnet.host.clock import today
 from ramnet.host.control import ControlServer
 from ramnet.host.engineconf import engine_findings
+from ramnet.host.explaining import explain_request
 from ramnet.host.files import POLL_SECONDS, FollowedFile, read_config, read_policy
 from ramnet.host.hold import Holder
 from ramnet.host.kept import keep, kept_group, kept_queue
@@ -77,6 +79,7 @@ from ramnet.host.resolver import Resolver as NameResolver
 from ramnet.host.routes import Routes
 from ramnet.host.scopekeeper import ScopeKeeper
 from ramnet.host.scoping import Scoping
+from ramnet.host.trial import Trials
 from ramnet.surroundings import Surroundings
 from ramnet.witness import Witness
 
@@ -148,7 +151,9 @@ class Daemon:
         self._keeper = ScopeKeeper(
             self._scoping, self._loading.elements, self._dispatch, log, self._table_is_ours
         )
+        self._trials = Trials(options.policy, options.state_dir, self._tell_trial)
         self._findings: tuple[Finding, ...] = ()
+        self._cautions = KeptCautions(load_catalog())
         self._settings = settings_for(
             self._config,
             self._modes,
@@ -289,7 +294,7 @@ class Daemon:
             control = ControlServer(
                 self._options.runtime_dir,
                 self._answer,
-                root_only=frozenset({"off"}),
+                root_only=frozenset({"off", "trial", "confirm", "revert"}),
                 clients=self._config.limits.control_clients,
             )
             await control.start()
@@ -327,6 +332,7 @@ class Daemon:
 
     async def _first_ruleset(self, routes: Routes) -> None:
         await self._surroundings.find(routes)
+        self._trials.check()  # a reboot undoes what nobody confirmed before it is in force again
         self._dispatch(self._policy_event())
         held = [
             Held(item.address, item.port, item.timeout, item.comment, book)
@@ -372,6 +378,7 @@ class Daemon:
             workers = [
                 group.create_task(self._names.run()),
                 group.create_task(self._follow_policy()),
+                group.create_task(self._follow_trial()),
                 group.create_task(self._surroundings.follow(routes)),
                 group.create_task(self._keeper.run()),
                 group.create_task(self._follow_engines()),
@@ -409,8 +416,20 @@ class Daemon:
             # A long policy takes seconds to read; DNS must be followed meanwhile. The first time:
             # it may have changed since the start.
             self._dispatch(await asyncio.to_thread(self._policy_event))
+            plan = self._engine.applied  # what it warns of is ready before anybody asks
+            await asyncio.to_thread(self._cautions.of, plan.policy if plan else None, today())
             while not file.changed():  # noqa: ASYNC110 - a file has no event to wait for
                 await asyncio.sleep(POLL_SECONDS)
+
+    async def _follow_trial(self) -> None:
+        """Put the old policy back where nobody confirmed a new one; the change is then followed."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.to_thread(self._trials.check)
+
+    def _tell_trial(self, what: str) -> None:
+        log(Level.WARNING, f"{self._options.policy}: {what}")
+        self._witness.recorder.policy_tried(self._options.policy, what)
 
     async def _follow_engines(self) -> None:
         """Look what the engines' own settings mean for enforcement."""
@@ -472,9 +491,13 @@ class Daemon:
     async def _answer(self, request: Any) -> dict[str, Any]:
         verbs: dict[str, Callable[[Any], dict[str, Any]]] = {
             "status": lambda _request: self._status(),
-            "explain": self._explain,
             "off": lambda _request: self._off(),
+            "trial": self._trials.begin,
+            "confirm": lambda _request: self._confirm(),
+            "revert": lambda _request: self._trials.revert(),
         }
+        if request["verb"] == "explain":
+            return await explain_request(request, self._engine, self._loading, self._lock)
         verb = verbs.get(str(request["verb"]))
         if verb is None:
             raise ControlError(
@@ -484,6 +507,7 @@ class Daemon:
         return verb(request)
 
     def _status(self) -> dict[str, Any]:
+        plan = self._engine.applied
         facts = Facts(
             version=__version__,
             pid=os.getpid(),
@@ -502,18 +526,16 @@ class Daemon:
             hold=self._holder.report() if self._holder is not None else None,
             notice=self._witness.notice,
             record_problems=self._witness.warnings,
+            cautions=self._cautions.of(plan.policy if plan else None, today()),
+            trial=self._trials.plain,
+            trial_problem=self._trials.problem,
         )
         return status_report(self._engine, facts)
 
-    def _explain(self, request: Any) -> dict[str, Any]:
-        plan = self._engine.applied
-        if plan is None:
-            raise ControlError("the daemon is still starting", hint="try again")
-        target = parse_target(str(request.get("target", "")))
-        now = time.monotonic()
-        with self._lock:  # looking a lease up forgets those that have run out
-            found = explain(target, plan.allowed, self._engine.learner.leases, now, plan.judged)
-        return explain_report(found, source="daemon")
+    def _confirm(self) -> dict[str, Any]:
+        said = self._trials.confirm()
+        self._tell_trial("the policy on trial was confirmed")
+        return said
 
     def _off(self) -> dict[str, Any]:
         self._stop.set()  # from here on nothing may bring the table back

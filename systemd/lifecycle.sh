@@ -66,9 +66,11 @@ release_prune() (
 
 # --- what is put on the machine besides -----------------------------------------------------
 
-# proxy_link: newer versions of dockerd look here for docker-proxy first. Somebody else's stays.
+# proxy_link: newer versions of dockerd look here for docker-proxy first. Somebody else's stays. Debian
+# 13 has a /usr/local/libexec, Debian 12 has not: one that is made here is removed again.
 proxy_link() {
     if [ -e "$ramnet_proxy" ] || [ -L "$ramnet_proxy" ]; then return 0; fi
+    if [ ! -e /usr/local/libexec ]; then mkdir /usr/local/libexec && : >"$ramnet_home/.made-libexec" || return 1; fi
     mkdir -p "${ramnet_proxy%/*}" && ln -s "$ramnet_home/current/libexec/ramnet-docker-proxy" "$ramnet_proxy"
 }
 
@@ -76,8 +78,9 @@ proxy_unlink() {
     case $(readlink "$ramnet_proxy") in
         "$ramnet_home"/*) rm -f "$ramnet_proxy" ;;
     esac
-    rmdir "${ramnet_proxy%/*}" 2>/dev/null && rmdir /usr/local/libexec 2>/dev/null
-    return 0
+    rmdir "${ramnet_proxy%/*}" 2>/dev/null || true
+    [ ! -e "$ramnet_home/.made-libexec" ] || rmdir /usr/local/libexec 2>/dev/null || true
+    rm -f "$ramnet_home/.made-libexec"
 }
 
 # policy_begin: a first policy where there is none. It is the machine's own from then on.

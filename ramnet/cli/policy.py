@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from ramnet.cli import policyapply, policyedit, policytest
 from ramnet.cli.activity import since_option, unreadable
+from ramnet.cli.cautions import cautions_of, in_words, print_cautions
 from ramnet.cli.exits import (
     DENIED,
     OK,
@@ -19,6 +21,7 @@ from ramnet.cli.exits import (
     state_dir_option,
 )
 from ramnet.core.catalog import load_catalog
+from ramnet.core.caution import Kind
 from ramnet.core.policy import (
     canonical_policy,
     initial_policy_text,
@@ -28,7 +31,7 @@ from ramnet.core.suggest import suggest as suggested
 from ramnet.errors import HostError, PolicyError
 from ramnet.host.activity import Reader
 from ramnet.host.clock import today
-from ramnet.host.files import read_policy
+from ramnet.host.files import read_policy, read_policy_text
 
 # Of the stable JSON form; this version acts on every key of a policy.
 _NOTHING: tuple[str, ...] = ()
@@ -43,11 +46,24 @@ def policy() -> None:
 
 @policy.command()
 @_FILE
+@click.option("--strict", is_flag=True, help="Exit with 1 where there is a warning.")
+@click.option(
+    "--ignore",
+    "ignored",
+    type=click.Choice([str(kind) for kind in Kind]),
+    metavar="KIND",
+    multiple=True,
+    help="Warnings of this kind are meant so; may be given several times.",
+)
 @json_option
-def validate(file: str, as_json: bool) -> int:
-    """Check FILE; every fault is told, with its place and a hint. Exit code 1 when invalid."""
+def validate(file: str, strict: bool, ignored: tuple[str, ...], as_json: bool) -> int:
+    """Check FILE; every fault is told, with its place and a hint. Exit code 1 when invalid.
+
+    What is valid and probably not meant is a warning: a wildcard that admits strangers, an entry
+    without any effect.
+    """
     try:
-        found = read_policy(file)
+        found, text = read_policy_text(file)
     except PolicyError as err:
         if not as_json:
             print_error(err)
@@ -58,12 +74,14 @@ def validate(file: str, as_json: bool) -> int:
         ]
         print_json({"schema": 1, "valid": False, "source": file, "faults": faults})
         return DENIED
+    warnings = cautions_of(found, text, file, ignored)
     if as_json:
-        report = {"schema": 1, "valid": True, "source": file, "faults": []}
+        report = {"schema": 1, "valid": True, "source": file, "faults": [], "warnings": warnings}
         print_json({**report, "digest": policy_digest(found), "not_yet_in_force": _NOTHING})
-        return OK
-    click.echo(f"{file}: valid, {len(found.registry)} registries, {policy_digest(found)}")
-    return OK
+    else:
+        click.echo(f"{file}: valid, {len(found.registry)} registries, {policy_digest(found)}")
+        print_cautions(warnings)
+    return DENIED if strict and warnings else OK
 
 
 @policy.command()
@@ -71,10 +89,12 @@ def validate(file: str, as_json: bool) -> int:
 @json_option
 def show(file: str, as_json: bool) -> int:
     """Show what FILE says, with defaults spelled out."""
-    found = read_policy(file)
+    found, text = read_policy_text(file)
     plain = canonical_policy(found)
+    warnings = cautions_of(found, text, file)
     if as_json:
         report = {"schema": 1, "source": file, "digest": policy_digest(found)}
+        report["warnings"] = warnings
         print_json({**report, "policy": plain, "not_yet_in_force": _NOTHING})
         return OK
     click.echo(f"organization  {found.organization}")
@@ -87,10 +107,16 @@ def show(file: str, as_json: bool) -> int:
             click.echo(f"  extra host  {extra}")
         for network in entry.networks:
             click.echo(f"  network     {network}")
+        for region in entry.regions:
+            click.echo(f"  region      {region}")
+        if entry.unverified_hosts:
+            click.echo("  unverified hosts as well")
     for destination in found.destination:
         click.echo(f"destination   {destination.address}")
     for key, value in plain["enforcement"].items():
         click.echo(f"enforcement   {key} = {value}")
+    for warning in warnings:
+        click.echo(f"warning       {in_words(warning)}")
     return OK
 
 
@@ -132,3 +158,13 @@ def suggest(since: float, policy_path: str, state_dir: str) -> int:
         raise unreadable("ramnet policy suggest") from err
     sys.stdout.write(text)
     return OK
+
+
+for _verb in (
+    policyedit.add,
+    policyedit.remove,
+    policyapply.apply,
+    policyapply.confirm,
+    policytest.test,
+):
+    policy.add_command(_verb)

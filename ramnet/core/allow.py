@@ -8,7 +8,7 @@ from datetime import date
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
-from ramnet.core.catalog import Catalog, Role
+from ramnet.core.catalog import Catalog, CatalogEntry, CatalogHost, Role
 from ramnet.core.match import Matcher
 from ramnet.core.names import Address, HostName, HostPattern
 from ramnet.core.policy import DestinationEntry, Policy, RegistryEntry
@@ -145,6 +145,19 @@ def allow_list(policy: Policy | None, catalog: Catalog, today: date) -> AllowLis
     )
 
 
+def expansion(
+    entry: RegistryEntry | DestinationEntry, catalog: Catalog
+) -> Iterator[tuple[HostPattern | Network, Grant]]:
+    """Yield what one entry of a policy allows, and why; as if it had not expired."""
+    if isinstance(entry, RegistryEntry):
+        yield from _patterns_of(entry, catalog)
+        yield from _networks_of(entry)
+        return
+    grant = _grant_of(entry)
+    yield from ((pattern, grant) for pattern in _names_of(entry.address))
+    yield from ((network, grant) for network in _addresses_of(entry.address))
+
+
 def _ports(grants: Iterable[Grant]) -> frozenset[int]:
     ports: frozenset[int] = frozenset()
     for grant in grants:
@@ -186,16 +199,27 @@ def _patterns_of(entry: RegistryEntry, catalog: Catalog) -> Iterator[tuple[HostP
     for pattern in _names_of(address):
         known = catalog.lookup(pattern)
         # The catalogue speaks of HTTPS; on a port of its own a name is only what it says.
-        if known is None or address.port not in (None, HTTPS) or address.any_port:
+        companions = address.any_port or address.port in (None, HTTPS)
+        if known is None or not companions:
             yield pattern, Grant(ports, text, "policy: registry.address")
-        if known is not None and (address.any_port or address.port in (None, HTTPS)):
-            for host in known.hosts:
-                via = f"catalogue: {host.role} host of {known.key}"
-                yield host.pattern, Grant(host.ports, text, via)
+            continue
+        hosts = known.hosts_for(entry.regions, unverified=entry.unverified_hosts)
+        doubtful = any(host.optional and host.pattern == pattern for host in known.hosts)
+        # What the policy names itself needs nobody's word.
+        if address.any_port or (doubtful and not entry.unverified_hosts):
+            yield pattern, Grant(ports, text, "policy: registry.address")
+        for host in hosts:
+            yield host.pattern, Grant(host.ports, text, _via(known, host))
     for pattern in entry.extra_hosts:
         # A companion host serves HTTPS, or is a second name of the registry on its own port.
         both = None if ports is None else ports | {HTTPS}
         yield pattern, Grant(both, text, "policy: registry.extra_hosts")
+
+
+def _via(entry: CatalogEntry, host: CatalogHost) -> str:
+    region = f", region {host.region}" if host.region else ""
+    doubt = ", not verified" if host.optional else ""
+    return f"catalogue: {host.role} host of {entry.key}{region}{doubt}"
 
 
 def _networks_of(entry: RegistryEntry) -> Iterator[tuple[Network, Grant]]:

@@ -126,6 +126,11 @@ class Engine:
         return self._applied
 
     @property
+    def table(self) -> Table | None:
+        """The table that is loaded; what was learned since is not in it."""
+        return self._table
+
+    @property
     def local_resolvers(self) -> tuple[Resolver, ...]:
         """The trusted resolvers at addresses of this machine, redirected or not."""
         found = self._wanted.resolvers

@@ -114,6 +114,18 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A registry that settings name, without saying that another server stands in for it.
+
+    ``why`` is what they name it for: ``login``, ``search``, ``settings``, ``frontend``.
+    """
+
+    where: Endpoint
+    why: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Insecure:
     """A registry, or every registry of a network, whose certificate is not checked."""
 
@@ -225,6 +237,7 @@ class Desktop:
 Fact: TypeAlias = (
     Proxy
     | Mirror
+    | Named
     | Insecure
     | Api
     | ContainerDns

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from ramnet.core.allow import ANY_PORT, HTTPS, LOCALHOST, AllowList, Grant
 from ramnet.core.leases import Lease, LeaseTable
 from ramnet.core.names import Address, HostName, parse_address
-from ramnet.core.reference import parse_reference
+from ramnet.core.reference import DOCKER_HUB, DOCKER_HUB_WIRE, parse_reference
 from ramnet.errors import NameFault
 
 Addr = IPv4Address | IPv6Address
+# What ``localhost`` leads to, without DNS.
+LOOPBACK: tuple[Addr, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def parse_target(text: str) -> Target:
 
     What has a slash is an image; so is a plain word (``nginx``, ``nginx:1.27``), as Docker reads
     it. A word with a dot or a number after its colon (``quay.io``, ``registry:5000``), and
-    ``localhost``, is a host. Raises ``NameFault`` or ``ReferenceFault``.
+    ``localhost``, is a host; ``docker.io`` is the host that Docker dials for it. Raises
+    ``NameFault`` or ``ReferenceFault``.
     """
     word = text.strip()
     if "/" in word:
@@ -64,7 +67,9 @@ def parse_target(text: str) -> Target:
     host, _, port = word.partition(":")
     bare_ipv6 = word.count(":") > 1 and "@" not in word
     if word.startswith("[") or "." in host or host == LOCALHOST or port.isdigit() or bare_ipv6:
-        return _of_address(word, parse_address(word))
+        target = _of_address(word, parse_address(word))
+        hub = target.host == DOCKER_HUB and target.port == HTTPS
+        return replace(target, host=HostName(DOCKER_HUB_WIRE)) if hub else target
     return _of_address(word, parse_reference(word).wire)
 
 
@@ -106,9 +111,9 @@ def _explain_host(
     held = tuple(lease for lease in held if lease.port in (target.port, ANY_PORT))
     grants = list(allowed.names.find(host))
     if host == LOCALHOST:
-        grants += allowed.grants_for(IPv4Address("127.0.0.1"))
+        grants += allowed.grants_for(LOOPBACK[0])
     for grant in grants:
-        if _covers(grant, target.port):
+        if covers(grant, target.port):
             return Explanation(target, grant.via, grant.registry, held)
     if grants:
         return _other_port(target, grants)
@@ -122,13 +127,13 @@ def _explain_address(
     assert address is not None  # noqa: S101 - a target is a host or an address
     grants = list(allowed.grants_for(address))
     for grant in grants:
-        if _covers(grant, target.port):
+        if covers(grant, target.port):
             return Explanation(target, grant.via, grant.registry)
     held = leases.find(address, now) if leases is not None else ()
     for lease in held:
         if lease.port in (target.port, ANY_PORT) and lease.names:
             name = lease.names[0]
-            grants_of = (g for g in allowed.names.find(name) if _covers(g, target.port))
+            grants_of = (g for g in allowed.names.find(name) if covers(g, target.port))
             registry = next((grant.registry for grant in grants_of), "")
             return Explanation(target, f"DNS: {name} led to it", registry, (lease,))
     if grants:
@@ -158,10 +163,11 @@ def why_refused(
 
 
 def _covers_name(allowed: AllowList, name: HostName, port: int) -> bool:
-    return any(_covers(grant, port) for grant in allowed.names.find(name))
+    return any(covers(grant, port) for grant in allowed.names.find(name))
 
 
-def _covers(grant: Grant, port: int) -> bool:
+def covers(grant: Grant, port: int) -> bool:
+    """Whether a grant is for this port."""
     return grant.ports is None or port in grant.ports
 
 

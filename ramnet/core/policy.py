@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationError
 
 from ramnet.core.names import Address, HostPattern, parse_address, parse_pattern
+from ramnet.core.placeholders import CLOUDS, is_region
 from ramnet.core.textfile import (
     Finding,
     choice,
@@ -161,6 +162,20 @@ def _network(value: object) -> Network:
     return network
 
 
+def _region(value: object) -> str:
+    text = expect_text(value)
+    if not is_region(text):
+        known = " or ".join(CLOUDS.values())
+        raise refuse(f"{shown(text)} is not the region of a cloud", f"write {known}")
+    return text
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise refuse(f"must be true or false, not {kind_of(value)}", "write it without quotes")
+    return value
+
+
 def _expires(value: object) -> date:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
@@ -194,6 +209,7 @@ def _min_ramnet(value: object) -> str:
 _AddressKey: TypeAlias = Annotated[Address, PlainValidator(_address)]
 _PatternKey: TypeAlias = Annotated[HostPattern, PlainValidator(_pattern)]
 _NetworkKey: TypeAlias = Annotated[Network, PlainValidator(_network)]
+_RegionKey: TypeAlias = Annotated[str, PlainValidator(_region)]
 _Nickname: TypeAlias = Annotated[str, line_of_text(MAX_NICKNAME)]
 _Reason: TypeAlias = Annotated[str, line_of_text(MAX_REASON)]
 _Port: TypeAlias = Annotated[int, whole(1, 65535)]
@@ -207,7 +223,9 @@ class RegistryEntry:
     """One allowed registry.
 
     ``extra_hosts`` are companion hosts that the catalogue does not know, ``networks`` is reached
-    without DNS, ``expires`` is the last day on which the entry is in force.
+    without DNS, ``expires`` is the last day on which the entry is in force. ``regions`` are those
+    of a cloud whose hosts the catalogue names by region, ``unverified_hosts`` takes the hosts too
+    that it lists as not verified.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -216,6 +234,8 @@ class RegistryEntry:
     nickname: _Nickname | None = None
     extra_hosts: tuple[_PatternKey, ...] = ()
     networks: tuple[_NetworkKey, ...] = ()
+    regions: tuple[_RegionKey, ...] = ()
+    unverified_hosts: Annotated[bool, PlainValidator(_flag)] = False
     expires: Annotated[date, PlainValidator(_expires)] | None = None
     reason: _Reason | None = None
 
@@ -370,6 +390,8 @@ nickname = "Docker Hub"
 # nickname = "Corp"
 # extra_hosts = ["blobs.corp.example"]     # where its downloads come from, if elsewhere
 # networks = ["10.30.0.0/24"]              # addresses that are reached without DNS
+# regions = ["eu-west-1"]                  # of a cloud registry: where its layers are kept
+# unverified_hosts = true                  # also hosts that `ramnet registry show` marks so
 # expires = 2027-01-31                     # the last day on which this entry counts
 # reason = "trial of the new registry"
 
@@ -437,6 +459,8 @@ def _plain_registry(entry: RegistryEntry) -> dict[str, Any]:
         nickname=entry.nickname,
         extra_hosts=[str(pattern) for pattern in entry.extra_hosts],
         networks=[str(network) for network in entry.networks],
+        regions=list(entry.regions),
+        unverified_hosts=entry.unverified_hosts or None,
         expires=entry.expires.isoformat() if entry.expires else None,
         reason=entry.reason,
     )

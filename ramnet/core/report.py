@@ -1,4 +1,4 @@
-"""What ``status`` and ``explain`` say, as JSON values (``schema: 1``; keys are only ever added).
+"""What ``status`` says, as JSON values (``schema: 1``; keys are only ever added).
 
 The rule here is honesty: a class says what was wanted, what is enforced and why they differ, and
 what is not covered is listed, not left out.
@@ -13,9 +13,7 @@ from typing import Any
 from ramnet.core.config import ScopeMode
 from ramnet.core.engine import Engine, State
 from ramnet.core.engineconf import Finding, Kind
-from ramnet.core.explain import Explanation
 from ramnet.core.kernel import Feature
-from ramnet.core.leases import Lease
 from ramnet.core.modes import Modes
 from ramnet.core.plan import Plan
 from ramnet.core.policy import ClassMode, Mode, OnDeny, OnDenyEach, Policy
@@ -56,6 +54,9 @@ class Facts:
     hold: dict[str, Any] | None
     notice: Notice
     record_problems: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    trial: dict[str, Any] | None = None
+    trial_problem: str = ""
 
 
 def status_report(engine: Engine, facts: Facts) -> dict[str, Any]:
@@ -153,6 +154,7 @@ def _policy(engine: Engine, facts: Facts, plan: Plan | None) -> dict[str, Any]:
         "registries": list(plan.allowed.registries) if plan is not None else [],
         "digest": plan.digest if plan is not None and policy is not None else None,
         "problem": engine.policy_problem or None,
+        "trial": facts.trial,
     }
 
 
@@ -312,6 +314,12 @@ def _warnings(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
         valid = plan is not None and plan.policy is not None
         stands = "the policy before stands" if valid else "there is no other"
         found.append(f"policy rejected ({stands}): {engine.policy_problem}")
+    if facts.trial is not None:
+        left = facts.trial["seconds_left"]
+        why = f"the policy is on trial: the one before is back in {left} s"
+        found.append(f"{why} unless `ramnet policy confirm` keeps it")
+    if facts.trial_problem:
+        found.append(f"the trial of a policy: {facts.trial_problem}")
     if engine.table_problem:
         found.append(f"the kernel refused a newer ruleset: {engine.table_problem}")
     if engine.scope_problem:
@@ -321,7 +329,7 @@ def _warnings(engine: Engine, facts: Facts, plan: Plan | None) -> list[str]:
         found.append("no resolver can be reached: no name can be learned")
     if facts.lost:
         found.append(f"{facts.lost} bursts of DNS copies were lost: some answers were not learned")
-    found += [*facts.record_problems, *_answered_otherwise(facts, plan)]
+    found += [*facts.record_problems, *_answered_otherwise(facts, plan), *facts.cautions]
     return found
 
 
@@ -336,28 +344,3 @@ def _answered_otherwise(facts: Facts, plan: Plan | None) -> Iterator[str]:
 
 def _on_deny(policy: Policy | None) -> OnDenyEach:
     return policy.enforcement.on_deny if policy is not None else OnDenyEach()
-
-
-def explain_report(found: Explanation, *, source: str) -> dict[str, Any]:
-    """Describe one verdict; ``source`` is ``daemon``, or ``policy`` where none could be asked."""
-    target = found.target
-    return {
-        "schema": SCHEMA,
-        "target": target.text,
-        "host": target.host if target.host is not None else str(target.address),
-        "port": target.port,
-        "allowed": found.allowed,
-        "reason": found.reason,
-        "registry": found.registry or None,
-        "leases": [_lease(item) for item in found.leases],
-        "source": source,
-    }
-
-
-def _lease(lease: Lease) -> dict[str, Any]:
-    return {
-        "address": str(lease.ip),
-        "port": lease.port,
-        "seconds": round(lease.remaining),
-        "names": list(lease.names),
-    }

@@ -66,6 +66,13 @@ class Document:
     data: dict[str, Any]
     findings: tuple[Finding, ...] = ()
 
+    def lines(self, paths: Iterable[KeyPath]) -> dict[KeyPath, int]:
+        """Find the line of each key, from 1; of one that is missing, that of its table."""
+        asked = set(paths)
+        found = _lines(self.text, self.format, {p[:n] for p in asked for n in range(1, len(p) + 1)})
+        lines = {path: _nearest(found, path) for path in asked}
+        return {path: line for path, line in lines.items() if line is not None}
+
     def faults(self, findings: Iterable[Finding]) -> tuple[Fault, ...]:
         """Give every finding its place and line, in the order of the file.
 
@@ -74,12 +81,11 @@ class Document:
         """
         found = list(findings)
         kept = found[:MAX_FAULTS]
-        paths = [path for item in kept for path in (item.path, item.first) if path]
-        lines = _lines(self.text, self.format, {p[:n] for p in paths for n in range(1, len(p) + 1)})
+        lines = self.lines(path for item in kept for path in (item.path, item.first) if path)
         faults = [
             Fault(
                 place=place(item.path),
-                line=_nearest(lines, item.path),
+                line=lines.get(item.path),
                 message=item.message + _first_seen(lines, item.first),
                 hint=item.hint,
             )
@@ -320,6 +326,29 @@ def _meant(text: str, words: Collection[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def tables_of(text: str, key: str) -> list[tuple[int, int]]:
+    """Give where each ``[[key]]`` of a TOML text begins and ends, by whole lines.
+
+    A table ends where the next one begins: comments above that one are inside. The text must be
+    valid; there is nothing where the list is written in another way.
+    """
+    starts: list[tuple[int, int | None]] = []  # of each header its offset, and which table it is of
+    for path, start in _toml_places(text):
+        if len(path) == 1 and text[start] == "[":
+            starts.append((start, None))
+        elif len(path) == len((key, 0)) and starts and start == starts[-1][0] and path[0] == key:
+            starts[-1] = start, path[1] if isinstance(path[1], int) else None
+    lines = [(text.rfind("\n", 0, start) + 1, table) for start, table in starts]
+    found: list[tuple[int, int]] = []
+    for index, (line, table) in enumerate(lines):
+        end = lines[index + 1][0] if index + 1 < len(lines) else len(text)
+        if table is not None and table == len(found):
+            found.append((line, end))
+        elif table is not None and table == len(found) - 1 and found[-1][1] == line:
+            found[-1] = found[-1][0], end  # a table inside it, with a header of its own
+    return found
+
+
 # Lines. The text was parsed before: this only follows its structure, and checks nothing.
 
 _GAP = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*+")
@@ -360,7 +389,7 @@ def _nearest(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
 def _first_seen(lines: Mapping[KeyPath, int], first: KeyPath | None) -> str:
     if first is None:
         return ""
-    line = _nearest(lines, first)
+    line = lines.get(first)
     return f" {place(first)}" + (f", line {line}" if line else "")
 
 

@@ -8,6 +8,7 @@ no subprocess, no text. Source: ``linux/netfilter/nf_tables.h``; the layout of a
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -204,7 +205,8 @@ class Elements:
         flags = netlink.NLM_F_REQUEST
         request = netlink.message(NFT_MSG_GETTABLE, flags, sequence, payload)
         try:
-            answer = self._socket.answer(request, sequence)
+            # EINVAL: the kernel has no nf_tables, and so no table.
+            answer = self._socket.answer(request, sequence, missing=(errno.ENOENT, errno.EINVAL))
         except FileNotFoundError:
             return None
         found = dict(netlink.attributes(answer[netlink.NFGEN.size :]))
@@ -314,6 +316,22 @@ class Elements:
         except FileNotFoundError:
             return {}
         return dict(map(_parse_counter, parts))
+
+    def find(self, name: str, address: IPv4Address | IPv6Address, port: int) -> Element | None:
+        """Return the element of the set with this very name that holds an address and port.
+
+        ``ANY_PORT`` where the set's key has no port. In a set of intervals it is the one that the
+        address is in, told by where it begins. None where there is no such element, or set.
+        """
+        sequence = self._socket.next_sequence()
+        body = self._body(name.encode(), _key(address.packed + _port(port)))
+        flags = netlink.NLM_F_REQUEST
+        request = netlink.message(NFT_MSG_GETSETELEM, flags, sequence, body)
+        try:
+            part = self._socket.answer(request, sequence)
+        except FileNotFoundError:
+            return None
+        return next(_parse_list(part, len(address.packed)), None)
 
     def list(self, name: str) -> Iterator[Element]:
         """Yield the elements of the host sets of ``name`` with their remaining seconds.

@@ -1,14 +1,12 @@
 """Reads the configuration of the container engines of this machine, and what runs of them.
 
-Every file is read at most to ``MAX_BYTES``, and only if it is a regular one. What is missing says
-nothing; what cannot be read is told.
+What is missing says nothing; what cannot be read is told, see ``host/conffiles.py``.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -38,16 +36,22 @@ from ramnet.core.enginefiles import (
     proxies_of,
     unit_text,
 )
-from ramnet.core.enginemirrors import containerd_config, hosts_toml, registries_conf
+from ramnet.core.enginemirrors import (
+    buildkitd_toml,
+    containerd_config,
+    hosts_toml,
+    registries_conf,
+)
 from ramnet.errors import HostError
 from ramnet.host import cgroups, engines, helper, resolvconf
-from ramnet.host.files import read_limited
+from ramnet.host.conffiles import MAX_FILES, facts_of, names_in, text_of
 
 DAEMON_JSON = "etc/docker/daemon.json"
 DEFAULT_DOCKER = "etc/default/docker"
 CONTAINERD_CONFIG = "etc/containerd/config.toml"
 CERTS_D = "etc/containerd/certs.d"
 REGISTRIES_CONF = "etc/containers/registries.conf"
+BUILDKITD_TOML = "etc/buildkit/buildkitd.toml"
 # systemd.unit(5): what comes first hides what comes later.
 UNIT_FOLDERS = (
     "etc/systemd/system",
@@ -68,11 +72,6 @@ _ROOTLESS = (".config/docker/daemon.json", ".config/systemd/user/docker.service"
 _DESKTOP_PLACES = ("run/guest-services", "mnt/wsl/docker-desktop*")
 _DESKTOP_WORDS = ("docker-desktop", "guest-services", "com.docker.")
 _SOCKETS = ("run/docker.sock", "var/run/docker.sock")
-
-# A daemon.json of a thousand registries has 50 kB.
-MAX_BYTES = 256 * 1024
-# Files of one folder that are read: drop-ins, registries, homes.
-MAX_FILES = 64
 
 
 def engine_findings(
@@ -99,13 +98,14 @@ def engine_facts(root: Path = Path("/")) -> tuple[Fact, ...]:
     """Collect what is known of the engines of the machine whose files are below ``root``."""
     running, others = engines.look(root / "proc")
     facts: list[Fact] = [one.engine for one in running] + others
-    facts += _read(root, DAEMON_JSON, daemon_json)
+    facts += facts_of(root, DAEMON_JSON, daemon_json)
     for one in running:
         facts += _of_process(root, one)
     facts += _units(root)
-    facts += _read(root, DEFAULT_DOCKER, default_docker)
+    facts += facts_of(root, DEFAULT_DOCKER, default_docker)
     facts += _containerd(root)
     facts += _podman(root)
+    facts += facts_of(root, BUILDKITD_TOML, buildkitd_toml)
     facts += _rootless(root)
     facts += _desktop(root)
     return tuple(facts)
@@ -127,49 +127,6 @@ def _mount_point() -> str:
         return cgroups.NFT_ROOT
 
 
-# --- files
-
-
-def _text(path: Path, source: str) -> bytes | Unreadable | None:
-    """Read a file; None when there is none, or one that stands for none (/dev/null)."""
-    try:
-        mode = path.stat().st_mode  # before it is opened: opening a device may do something
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as err:  # ValueError: a setting names a path that is none
-        return Unreadable(source, f"it cannot be read: {getattr(err, 'strerror', 'no such path')}")
-    if stat.S_ISCHR(mode):
-        return None
-    if not stat.S_ISREG(mode):
-        return Unreadable(source, "it is not a regular file")
-    try:
-        return read_limited(str(path), MAX_BYTES)
-    except HostError as err:
-        return Unreadable(source, err.message.removeprefix(f"{path} "))
-
-
-def _read(root: Path, path: str, parse: Callable[[bytes, str], Iterable[Fact]]) -> Iterator[Fact]:
-    source = f"/{printable(path)}"
-    data = _text(root / path, source)
-    if isinstance(data, bytes):
-        yield from parse(data, source)
-    elif data is not None:
-        yield data
-
-
-def _names(root: Path, folder: str, ending: str = "") -> tuple[list[str], list[Unreadable]]:
-    """List what a folder holds, sorted, with a word about what is left out."""
-    try:
-        entries = os.listdir(root / folder)  # noqa: PTH208 - names are wanted, not paths
-    except (OSError, ValueError):  # missing, mostly; it is no folder of settings in any case
-        return [], []
-    names = sorted(name for name in entries if name.endswith(ending))
-    if len(names) <= MAX_FILES:
-        return names, []
-    why = f"of its {len(names)} files only the first {MAX_FILES} are read"
-    return names[:MAX_FILES], [Unreadable(f"/{folder}", why)]
-
-
 # --- Docker
 
 
@@ -181,7 +138,7 @@ def _of_process(root: Path, one: engines.Running) -> Iterator[Fact]:
         yield from dockerd_flags(one.words, str(one.engine))
         path = config_file(one.words).lstrip("/")
         if path and path != DAEMON_JSON and one.files:
-            yield from _read(root, path, daemon_json)
+            yield from facts_of(root, path, daemon_json)
 
 
 def _units(root: Path) -> Iterator[Fact]:
@@ -191,7 +148,7 @@ def _units(root: Path) -> Iterator[Fact]:
         installed = False
         for path in _fragments(root, name):
             source = f"/{printable(path)}"
-            data = _text(root / path, source)
+            data = text_of(root / path, source)
             if isinstance(data, Unreadable):
                 yield data
             elif data is not None:
@@ -202,7 +159,7 @@ def _units(root: Path) -> Iterator[Fact]:
         sources = {key: source for key, (_, source) in said.environment.items()}
         for path in _environment_files(root, said.files):
             source = f"/{printable(path)}"
-            data = _text(root / path, source)
+            data = text_of(root / path, source)
             if isinstance(data, Unreadable):
                 yield data
             elif data is not None:
@@ -255,7 +212,7 @@ def _fragments(root: Path, unit: str) -> list[str]:
     found = [path for path in files if os.path.lexists(root / path)][:1]
     drop_ins: dict[str, str] = {}
     for folder in UNIT_FOLDERS:
-        for name in _names(root, f"{folder}/{unit}.d", ".conf")[0]:
+        for name in names_in(root, f"{folder}/{unit}.d", ".conf")[0]:
             drop_ins.setdefault(name, f"{folder}/{unit}.d/{name}")
     return found + [drop_ins[name] for name in sorted(drop_ins)][:MAX_FILES]
 
@@ -267,7 +224,7 @@ def _environment_files(root: Path, patterns: Iterable[str]) -> Iterator[str]:
             yield below
             continue
         folder, _, last = below.rpartition("/")
-        names, _ = _names(root, folder)
+        names, _ = names_in(root, folder)
         yield from (f"{folder}/{name}" for name in names if fnmatchcase(name, last))
 
 
@@ -276,7 +233,7 @@ def _environment_files(root: Path, patterns: Iterable[str]) -> Iterator[str]:
 
 def _containerd(root: Path) -> Iterator[Fact]:
     source = f"/{CONTAINERD_CONFIG}"
-    data = _text(root / CONTAINERD_CONFIG, source)
+    data = text_of(root / CONTAINERD_CONFIG, source)
     folders: tuple[str, ...] = ()
     if isinstance(data, Unreadable):
         yield data
@@ -284,26 +241,26 @@ def _containerd(root: Path) -> Iterator[Fact]:
         facts, folders = containerd_config(data, source)
         yield from facts
     for folder in dict.fromkeys((CERTS_D, *(one.strip("/") for one in folders))):
-        registries, faults = _names(root, folder)
+        registries, faults = names_in(root, folder)
         yield from faults
         for registry in registries:
             parse = partial(hosts_toml, registry)
-            yield from _read(root, f"{folder}/{registry}/hosts.toml", parse)
+            yield from facts_of(root, f"{folder}/{registry}/hosts.toml", parse)
 
 
 def _podman(root: Path) -> Iterator[Fact]:
-    yield from _read(root, REGISTRIES_CONF, registries_conf)
-    names, faults = _names(root, f"{REGISTRIES_CONF}.d", ".conf")
+    yield from facts_of(root, REGISTRIES_CONF, registries_conf)
+    names, faults = names_in(root, f"{REGISTRIES_CONF}.d", ".conf")
     yield from faults
     for name in names:
-        yield from _read(root, f"{REGISTRIES_CONF}.d/{name}", registries_conf)
+        yield from facts_of(root, f"{REGISTRIES_CONF}.d/{name}", registries_conf)
 
 
 # --- what is out of reach
 
 
 def _rootless(root: Path) -> Iterator[Fact]:
-    homes, _ = _names(root, "home")
+    homes, _ = names_in(root, "home")
     for home in homes:
         for name in _ROOTLESS:
             path = f"home/{home}/{name}"
@@ -326,6 +283,6 @@ def _desktop(root: Path) -> Iterator[Fact]:
             continue
         if any(word in target for word in _DESKTOP_WORDS):
             yield Desktop(f"/{socket} leads to {target}")
-    release = _text(root / "proc/sys/kernel/osrelease", "")
+    release = text_of(root / "proc/sys/kernel/osrelease", "")
     if isinstance(release, bytes) and b"linuxkit" in release:
         yield Desktop(f"the kernel {release.decode('ascii', 'replace').strip()}")

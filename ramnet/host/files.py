@@ -34,25 +34,28 @@ class _Seen:
     changed: int
 
 
+def file_mark(path: str) -> _Seen | None:
+    """Return what is another value whenever the file is not what it was; None where there is none.
+
+    A change within the few milliseconds of one tick of the file system's clock may be missed.
+    """
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return _Seen(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 class FollowedFile:
     """One file by its path, followed through renames and symlinks."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._last = self._settled = self._look()
-
-    def _look(self) -> _Seen | None:
-        try:
-            found = Path(self.path).stat()
-        except OSError:
-            return None
-        return _Seen(
-            found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        )
+        self._last = self._settled = file_mark(self.path)
 
     def changed(self) -> bool:
         """Tell, once, that the file is not what it was and has stood still since the last call."""
-        now = self._look()
+        now = file_mark(self.path)
         still = now == self._last
         self._last = now
         if not still or now == self._settled:
@@ -86,10 +89,11 @@ def read_limited(path: str, limit: int) -> bytes:
     return data
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step, with the mode and owner that it had; a link stays one.
+def replace_file(path: Path, data: bytes, *, like: Path | None = None) -> None:
+    """Replace a file in one step, with the mode and owner that it had, or that ``like`` has.
 
-    A new one is readable for all. A power cut leaves what was there, or this. Raises ``OSError``.
+    A link stays one; a new file is readable for all. A power cut leaves what was there, or this.
+    Raises ``OSError``.
     """
     path = path.resolve()
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -99,7 +103,7 @@ def replace_file(path: Path, data: bytes) -> None:
             beside.write(data)
             beside.flush()
             try:
-                was = path.stat()
+                was = (like or path).stat()
                 os.fchown(descriptor, was.st_uid, was.st_gid)
                 os.fchmod(descriptor, was.st_mode & 0o7777)
             except FileNotFoundError:
@@ -110,6 +114,12 @@ def replace_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+    _sync_directory(path.parent)
+
+
+def put_back(kept: Path, path: Path) -> None:
+    """Have ``kept``, a file in the same folder, take the place of ``path``. Raises ``OSError``."""
+    kept.rename(path)
     _sync_directory(path.parent)
 
 
@@ -133,5 +143,10 @@ def read_config(path: str) -> Config:
 
 def read_policy(path: str) -> Policy:
     """Read a policy file; raises ``HostError`` or ``PolicyError``."""
+    return read_policy_text(path)[0]
+
+
+def read_policy_text(path: str) -> tuple[Policy, bytes]:
+    """Read a policy file, and give its text as well; raises ``HostError`` or ``PolicyError``."""
     text = read_limited(path, MAX_FILE_BYTES)
-    return parse_policy(text, source=path, ramnet_version=__version__)
+    return parse_policy(text, source=path, ramnet_version=__version__), text

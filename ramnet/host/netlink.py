@@ -266,10 +266,12 @@ class NetfilterSocket:
                 waiting.discard(sequence)
         return failed
 
-    def answer(self, data: bytes, sequence: int) -> memoryview:
+    def answer(
+        self, data: bytes, sequence: int, *, missing: tuple[int, ...] = (errno.ENOENT,)
+    ) -> memoryview:
         """Send a request for one object and return its payload.
 
-        Raises ``FileNotFoundError`` for ENOENT, ``HostError`` for any other error.
+        Raises ``FileNotFoundError`` for the errors ``missing``, ``HostError`` for any other.
         """
         self.send(data)
         while True:
@@ -277,11 +279,11 @@ class NetfilterSocket:
                 if answered != sequence:
                     continue
                 if kind == NLMSG_ERROR:
-                    raise self._error(error_of(part))
+                    raise self._error(error_of(part), missing)
                 return part
 
-    def _error(self, code: int) -> Exception:
-        if code == errno.ENOENT:
+    def _error(self, code: int, missing: tuple[int, ...] = (errno.ENOENT,)) -> Exception:
+        if code in missing:
             return FileNotFoundError(code, os.strerror(code))
         return HostError(f"{self._what}: netlink: {os.strerror(code)}")
 

@@ -71,7 +71,13 @@ class _Rejected:
     problem: str
 
 
-_Told = RefusalCopy | Seen | _Blocked | _Failed | _Changed | _Rejected
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    path: str
+    what: str
+
+
+_Told = RefusalCopy | Seen | _Blocked | _Failed | _Changed | _Rejected | _Tried
 
 
 def _listed(_traffic: TrafficClass | None, _name: str, _address: object, _port: object) -> str:
@@ -143,6 +149,10 @@ class Recorder:
         """Note that the policy file is not valid; what was in force stays."""
         self._put(_Rejected(path, problem))
 
+    def policy_tried(self, path: str, what: str) -> None:
+        """Note how the trial of a policy ended."""
+        self._put(_Tried(path, what))
+
     def flush(self) -> None:
         """Write what is due. Never raises for what the disk does."""
         with self._flushing:
@@ -200,6 +210,8 @@ class Recorder:
             case _Rejected(path, problem):
                 why = f"not valid, what was in force stays: {problem}"[:MAX_TEXT]
                 found = Record(Verdict.POLICY, at, at, why=why, file=path)
+            case _Tried(path, what):
+                found = Record(Verdict.POLICY, at, at, why=what[:MAX_TEXT], file=path)
         return () if found is None else (found,)
 
     def _complete(self, record: Record) -> Record:

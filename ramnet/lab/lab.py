@@ -33,6 +33,7 @@ from ramnet.lab.programs import PYTHON_PATH, require_all
 from ramnet.lab.ramnet import Daemon
 from ramnet.lab.registry import Registries
 from ramnet.lab.sandbox import Sandbox, joining
+from ramnet.lab.split import Layout, SplitRegistries
 
 PROGRAMS = (
     *("busybox", "dnsmasq", "docker-registry", "ip", "mount", "nft", "nsenter", "openssl"),
@@ -205,6 +206,21 @@ class Lab:
         server = self.registries.serve(f"127.0.0.1:{port}", tls=False, sandbox=self.client)
         server.wait_for_line("listening on")
         return server
+
+    def split(self, *layouts: Layout) -> SplitRegistries:
+        """Start registries that send clients to other hosts; see ``SplitRegistries``.
+
+        For a lab without the usual registries, which take every address.
+        """
+        if self._registries is not None:
+            raise LabError("every address of this lab is taken", hint="Lab(registries=False)")
+        folder = self._folder("split")
+        made = SplitRegistries(self.world, folder, self.pki, self.dns.table, layouts)
+        self._stack.callback(made.stop)
+        made.start()
+        for repository in world.IMAGES:
+            made.registries.add_image(repository)
+        return made
 
     def leftovers(self) -> list[str]:
         """After the end: say what is left of this lab on the machine. Empty is the only pass."""

@@ -33,6 +33,7 @@ PACKAGES = {
     "iptables": "iptables",
     "mount": "mount",
     "nft": "nftables",
+    "nginx": "nginx",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "skopeo": "skopeo",

@@ -58,17 +58,25 @@ class Registries:
         for port in PLAIN_PORTS:
             self.serve(f":{port}", tls=False)
 
-    def serve(self, address: str, *, tls: bool, sandbox: Sandbox | None = None) -> Process:
-        """Start one more server at ``host:port``, in another sandbox if one is given."""
+    def serve(
+        self, address: str, *, tls: bool, sandbox: Sandbox | None = None, more: str = ""
+    ) -> Process:
+        """Start one more server at ``host:port``, in another sandbox if one is given.
+
+        ``more`` is added to its configuration. The address of a server that has ended may be
+        used again; its log begins anew.
+        """
         where = sandbox or self.sandbox
         stem = f"{where.name}{address}".replace(":", "_")
         text = _CONFIG.format(storage=self.storage, address=address)
         if tls:
             pair = self._certificate
             text += _TLS.format(certificate=pair.certificate, key=pair.key)
+        text += more
         config = self._directory / f"{stem}.yml"
         config.write_text(text, encoding="utf-8")
         log = self._directory / f"{stem}.log"
+        log.unlink(missing_ok=True)
         server = where.popen([require("docker-registry"), "serve", str(config)], log=log)
         self._servers[stem] = server
         return server

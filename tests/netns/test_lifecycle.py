@@ -267,8 +267,8 @@ def as_user(daemon: Daemon, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_only_root_may_run_or_switch_off(lab: Lab, ramnet: Ramnet) -> None:
     daemon = ramnet.enforcing()
-    for verb in ("off", "run", "check"):
-        refused = as_user(daemon, verb)
+    for verb in ("off", "run", "check", "policy confirm"):
+        refused = as_user(daemon, *verb.split())
         assert refused.returncode == 77, verb
         assert f"ramnet: ramnet {verb} needs root" in refused.stderr, verb
         assert f"hint: try `sudo ramnet {verb}`" in refused.stderr, verb
@@ -302,6 +302,9 @@ def test_anybody_may_read_but_the_socket_knows_who_asks(lab: Lab, ramnet: Ramnet
     for claim in ({}, {"uid": 0}, {"user": "root"}):
         answer = say(NOBODY, {"verb": "off", **claim})
         assert (answer["ok"], answer["error"]) == (False, "only root may ask for 'off'")
+    for verb in ("trial", "confirm", "revert"):
+        answer = say(NOBODY, {"verb": verb})
+        assert (answer["ok"], answer["error"]) == (False, f"only root may ask for '{verb}'")
     assert daemon.running
     assert table(lab.client) != ""
     assert as_user(daemon, "status").returncode == 0

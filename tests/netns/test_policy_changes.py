@@ -356,3 +356,16 @@ def test_json_is_a_policy_too(lab: Lab, ramnet: Ramnet) -> None:
     said = wait_status(daemon, lambda said: said["policy"]["problem"], "the fault")
     assert "line 1" in said["policy"]["problem"]
     assert attempt(lab.client, ALLOWED[0]) == {ALLOWED[0]: "connected"}
+
+
+def test_what_the_policy_in_force_is_warned_of(ramnet: Ramnet) -> None:
+    daemon = ramnet.enforcing(CORP_REGISTRY)
+    (hub,) = (one for one in status(daemon)["warnings"] if one.startswith("policy: "))
+    assert hub.startswith("policy: registry: docker.io is not listed")
+    assert hub in " ".join(daemon.cli("status").stdout.split())
+    listed = ("docker.io", "*.com")
+    tables = "".join(f'[[registry]]\naddress = "{name}"\n' for name in listed)
+    daemon.write_policy(f'version = 1\norganization = "acme"\n{tables}')
+    wait_status(daemon, lambda said: len(said["policy"]["registries"]) == len(listed), "the edit")
+    (wide,) = (one for one in status(daemon)["warnings"] if one.startswith("policy: "))
+    assert wide.startswith("policy: registry[1].address: anybody can register a name below com")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramnet.core.clientfiles import docker_config, dockerfile
 from ramnet.core.config import Config
 from ramnet.core.enginefacts import endpoint, printable
 from ramnet.core.enginefiles import (
@@ -22,11 +23,17 @@ from ramnet.core.enginefiles import (
     proxies_of,
     unit_text,
 )
-from ramnet.core.enginemirrors import containerd_config, hosts_toml, registries_conf
+from ramnet.core.enginemirrors import (
+    buildkitd_toml,
+    containerd_config,
+    hosts_toml,
+    registries_conf,
+)
 from ramnet.host.engineconf import engine_findings
 
 KEYS = ["proxies", "http-proxy", "https-proxy", "no-proxy", "registry-mirrors", "hosts", "dns"]
 KEYS += ["insecure-registries", "userland-proxy", "userland-proxy-path", "features"]
+KEYS += ["auths", "credHelpers", "syntax", "unqualified-search-registries"]
 KEYS += ["containerd-snapshotter", "registry", "mirrors", "endpoint", "server", "host", "plugins"]
 
 FILES = ["etc/docker/daemon.json", "etc/default/docker", "etc/containerd/config.toml"]
@@ -86,6 +93,9 @@ PARSERS: list[Callable[[bytes], object]] = [
     lambda data: containerd_config(data, "f"),
     lambda data: list(hosts_toml("docker.io", data, "f")),
     lambda data: list(registries_conf(data, "f")),
+    lambda data: list(buildkitd_toml(data, "f")),
+    lambda data: list(docker_config(data, "f")),
+    lambda data: list(dockerfile(data, "f")),
 ]
 
 

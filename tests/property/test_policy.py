@@ -115,6 +115,8 @@ REGISTRY = {
     "nickname": LABEL,
     "extra_hosts": st.lists(HOST, max_size=2),
     "networks": st.lists(NETWORK, max_size=2),
+    "regions": st.lists(st.sampled_from(["eu-west-1", "us-west1", "westeurope"]), max_size=2),
+    "unverified_hosts": st.booleans(),
     "expires": st.dates().map(str),
     "reason": LABEL,
 }

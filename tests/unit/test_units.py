@@ -116,6 +116,12 @@ def test_the_daemon_is_left_with_little() -> None:
     assert words("ramnet.service", "CapabilityBoundingSet") == {"CAP_NET_ADMIN"}
 
 
+def test_the_daemon_can_put_a_policy_back() -> None:
+    """Without it `policy apply --confirm` is refused. A folder that is not there is no fault."""
+    assert settings("ramnet.service")["ReadWritePaths"] == ["-/etc/ramnet"]
+    assert settings("ramnet.service")["ProtectSystem"] == ["strict"]
+
+
 @needs_systemd
 def test_who_speaks_with_anybody_is_left_with_nothing() -> None:
     assert exposure("ramnet-notice.service") <= EXPOSURE_OF_NOTICE

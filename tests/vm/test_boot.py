@@ -189,7 +189,8 @@ def test_a_lock_that_cannot_be_loaded(trouble: Trouble, vm: Vm, world: VmWorld) 
             ("docker", "ramnet-lock .*status=[1-9]"),
             ("boot-engine", "ramnet-lock .*status=[1-9]"),
         ):
-            vm.wait_for(f"systemctl status {unit} | grep -E {why!r}", seconds=BOOT_SECONDS)
+            script = f"systemctl status {unit} | tee /dev/stderr | grep -E {why!r}"
+            vm.wait_for(script, seconds=BOOT_SECONDS)
             assert vm.run(f"systemctl is-active {unit}", check=False).out.strip() != "active"
         told("a lock that could not be", trouble.after(f"rm {NO_NF_TABLES}", seconds=START_SECONDS))
         vm.wait_for(f"docker pull --quiet {ALLOWED_IMAGE}", seconds=BOOT_SECONDS)

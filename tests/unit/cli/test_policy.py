@@ -64,7 +64,15 @@ def test_a_valid_policy_as_json(ramnet: Run, good: str) -> None:
     said = ramnet("policy", "validate", "--json", good)
     found = json.loads(said.out)
     assert (said.code, said.err) == (0, "")
-    assert set(found) == {"schema", "valid", "source", "faults", "digest", "not_yet_in_force"}
+    assert set(found) == {
+        "schema",
+        "valid",
+        "source",
+        "faults",
+        "digest",
+        "warnings",
+        "not_yet_in_force",
+    }
     assert (found["schema"], found["valid"], found["source"], found["faults"]) == (
         1,
         True,
@@ -159,6 +167,84 @@ def test_json_that_is_no_policy(ramnet: Run, tmp_path: Path, text: str) -> None:
     assert json.loads(said.out)["valid"] is False
 
 
+# Warnings. The file has what no day changes: GOOD has an entry that will expire.
+
+ODD = """\
+# what is valid and not meant
+version = 1
+organization = "acme"
+
+[[registry]]
+address = "quay.io"
+extra_hosts = [
+    "blobs.example",
+    "*.s3.amazonaws.com",
+]
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> str:
+    path = tmp_path / "odd.toml"
+    path.write_text(ODD)
+    return str(path)
+
+
+def test_warnings_are_told_with_their_line_and_change_no_exit_code(ramnet: Run, odd: str) -> None:
+    said = ramnet("policy", "validate", odd)
+    assert said.code == 0
+    assert said.out.startswith(f"{odd}: valid, 1 registries, sha256:")
+    hub, tenant = said.err.splitlines()
+    assert hub.startswith("warning: line 5: registry: docker.io is not listed")
+    assert hub.endswith(" [docker-hub-missing]")
+    assert tenant.startswith("warning: line 9: registry[0].extra_hosts[1]: any customer there")
+    assert tenant.endswith(" [tenant-chosen]")
+
+
+def test_warnings_as_json(ramnet: Run, odd: str) -> None:
+    said = ramnet("policy", "validate", "--json", odd)
+    assert (said.code, said.err) == (0, "")
+    hub, tenant = json.loads(said.out)["warnings"]
+    for warning in (hub, tenant):
+        assert set(warning) == {"kind", "place", "line", "message", "hint"}
+    assert (tenant["kind"], tenant["line"]) == ("tenant-chosen", 9)
+    assert tenant["place"] == "registry[0].extra_hosts[1]"
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_strict_makes_a_warning_a_failure_unless_it_is_ignored(
+    ramnet: Run, odd: str, form: tuple[str, ...]
+) -> None:
+    strict = ("policy", "validate", "--strict", *form, odd)
+    ignore = ("--ignore", "docker-hub-missing")
+    assert ramnet(*strict).code == 1
+    assert ramnet(*strict, *ignore).code == 1
+    assert ramnet(*strict, *ignore, "--ignore", "tenant-chosen").code == 0
+
+
+def test_a_kind_of_warning_that_there_is_not(ramnet: Run, odd: str) -> None:
+    said = ramnet("policy", "validate", "--ignore", "nonsense", odd)
+    assert said.code == 2
+    assert "docker-hub-missing" in said.err
+
+
+def test_a_warning_of_a_policy_in_json_has_its_line(ramnet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    entries = '[\n{"address": "docker.io"},\n{"address": "*.com"}\n]'
+    path.write_text(f'{{"version": 1, "organization": "acme",\n"registry": {entries}}}')
+    said = ramnet("policy", "validate", str(path))
+    assert said.err.startswith("warning: line 4: registry[1].address: anybody can register")
+
+
+def test_show_has_the_warnings(ramnet: Run, odd: str) -> None:
+    said = ramnet("policy", "show", odd)
+    assert said.code == 0
+    lines = [line for line in said.out.splitlines() if line.startswith("warning       line ")]
+    assert len(lines) == 2
+    shown = json.loads(ramnet("policy", "show", "--json", odd).out)["warnings"]
+    assert [warning["kind"] for warning in shown] == ["docker-hub-missing", "tenant-chosen"]
+
+
 # show
 
 
@@ -182,7 +268,7 @@ def test_show_as_json_gives_a_policy_of_the_same_digest(
     said = ramnet("policy", "show", "--json", good)
     found: dict[str, Any] = json.loads(said.out)
     assert said.code == 0
-    assert set(found) == {"schema", "source", "digest", "policy", "not_yet_in_force"}
+    assert set(found) == {"schema", "source", "digest", "warnings", "policy", "not_yet_in_force"}
     assert (found["schema"], found["source"]) == (1, good)
     again = tmp_path / "again.json"
     again.write_text(json.dumps(found["policy"]))

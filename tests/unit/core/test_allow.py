@@ -16,6 +16,7 @@ from ramnet.core.allow import (
     deny_list,
 )
 from ramnet.core.catalog import Role
+from ramnet.core.names import parse_pattern
 from tests.unit.core.support import CATALOG, TODAY, allowed, host, ip, policy
 
 
@@ -51,9 +52,47 @@ def test_docker_hub_is_expanded_to_the_hosts_it_uses(name: str) -> None:
 def test_every_host_of_every_catalogued_registry_is_allowed_on_its_ports() -> None:
     for entry in CATALOG:
         found = allowed(policy(entry.key))
-        for item in entry.hosts:
+        for item in entry.hosts_for():
             if not item.pattern.wildcard:
                 assert found.ports_of(item.pattern.name) >= item.ports
+        doubtful = {item.pattern for item in entry.hosts} - {i.pattern for i in entry.hosts_for()}
+        for pattern in doubtful - {parse_pattern(entry.key)}:
+            assert found.ports_of(pattern.name) == frozenset(), pattern
+
+
+def test_hosts_of_a_region_are_allowed_where_the_entry_names_it() -> None:
+    bucket = "docker-images-prod.s3.dualstack.{}.amazonaws.com"
+    plain = allowed(policy("docker.io"))
+    assert plain.ports_of(host(bucket.format("us-east-1"))) == {443}
+    assert plain.ports_of(host(bucket.format("eu-west-1"))) == frozenset()
+    found = allowed(policy("docker.io", more='regions = ["eu-west-1", "us-west1"]\n'))
+    assert found.ports_of(host(bucket.format("us-east-1"))) == {443}
+    assert found.ports_of(host(bucket.format("us-west1"))) == frozenset(), "not a region of AWS"
+    (grant,) = found.names.find(host(bucket.format("eu-west-1")))
+    via = "catalogue: blob host of docker.io, region eu-west-1"
+    assert grant == Grant(frozenset({443}), "docker.io", via)
+
+
+def test_unverified_hosts_are_allowed_where_the_entry_takes_them() -> None:
+    name = host("api.ecr-public.us-east-1.amazonaws.com")
+    assert allowed(policy("public.ecr.aws")).ports_of(name) == frozenset()
+    found = allowed(policy("public.ecr.aws", more="unverified_hosts = true\n"))
+    (grant,) = found.names.find(name)
+    via = "catalogue: auth host of public.ecr.aws, not verified"
+    assert grant == Grant(frozenset({443}), "public.ecr.aws", via)
+
+
+def test_what_a_policy_names_itself_needs_no_verification() -> None:
+    name = "registry.replicated.com"
+    (grant,) = allowed(policy(name)).names.find(host(name))
+    assert grant == Grant(frozenset({443}), name, "policy: registry.address")
+    (grant,) = allowed(policy(name, more="unverified_hosts = true\n")).names.find(host(name))
+    assert grant.via == f"catalogue: api host of {name}, not verified"
+
+
+def test_a_port_of_its_own_brings_no_hosts_of_the_catalogue() -> None:
+    found = allowed(policy("docker.io:8443", more='regions = ["eu-west-1"]\n'))
+    assert len(found.names) == 1
 
 
 @pytest.mark.parametrize(
@@ -230,7 +269,7 @@ def test_refused_are_the_hosts_that_are_a_registrys_own_by_name_and_by_address()
     known = {
         item.pattern.name: item
         for entry in CATALOG
-        for item in entry.hosts
+        for item in entry.with_role(Role.API)
         if not item.pattern.wildcard
     }
     assert denied.hosts

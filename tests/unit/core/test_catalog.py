@@ -6,33 +6,14 @@ from importlib import resources
 import pytest
 
 from ramnet.core.catalog import (
-    HTTPS,
     Catalog,
     CatalogEntry,
     Role,
-    Source,
     load_catalog,
     parse_catalog,
 )
-from ramnet.core.names import parse_pattern
-from ramnet.errors import PolicyError
-
-HOST = 'name = "r.example", role = "api", source = "V", registry_only = true, shared = false'
-
-
-def document(
-    *, key: str = "r.example", head: str = "", hosts: str = f"{{ {HOST} }}", tail: str = ""
-) -> str:
-    return f"""
-version = 1
-[[registry]]
-key = "{key}"
-title = "R"
-sources = {{ V = "its manual" }}
-{head}
-hosts = [{hosts}]
-{tail}
-"""
+from ramnet.core.names import parse_host, parse_pattern
+from ramnet.core.placeholders import placeholders
 
 
 def lookup(catalog: Catalog, text: str) -> CatalogEntry | None:
@@ -42,9 +23,6 @@ def lookup(catalog: Catalog, text: str) -> CatalogEntry | None:
 def names(entry: CatalogEntry | None, role: Role | None = None) -> set[str]:
     assert entry is not None
     return {str(host.pattern) for host in entry.hosts if role in (None, host.role)}
-
-
-# --- the shipped data
 
 
 def test_the_catalogue_is_loaded_once_and_fast() -> None:
@@ -91,6 +69,7 @@ def test_docker_hub_is_found_by_all_its_names_and_brings_all_its_hosts(address: 
         "docker-images-prod.6aa30f8b08e16409b46e0173d6de2f56.r2.cloudflarestorage.com",
         "docker-images-prod.s3.dualstack.us-east-1.amazonaws.com",
     }
+    assert (entry.region_kinds, entry.needs_regions) == (("region",), False)
     assert {host.pattern for host in entry.with_role(Role.API)} == {
         parse_pattern(name) for name in names(entry, Role.API)
     }
@@ -100,8 +79,8 @@ def test_docker_hub_is_found_by_all_its_names_and_brings_all_its_hosts(address: 
     ("address", "hosts"),
     [
         ("ghcr.io", {"ghcr.io", "pkg-containers.githubusercontent.com"}),
-        ("gcr.io", {"gcr.io"}),
-        ("eu.gcr.io", {"eu.gcr.io"}),
+        ("gcr.io", {"gcr.io", "storage.googleapis.com"}),
+        ("eu.gcr.io", {"eu.gcr.io", "storage.googleapis.com"}),
         ("europe-west1-docker.pkg.dev", {"europe-west1-docker.pkg.dev"}),
         ("mcr.microsoft.com", {"mcr.microsoft.com", "*.data.mcr.microsoft.com"}),
         ("mcr.azure.cn", {"mcr.azure.cn", "*.data.mcr.azure.cn"}),
@@ -192,9 +171,17 @@ def test_every_host_is_cited_and_only_api_hosts_with_their_own_addresses_are_uns
     for template in load_catalog().templates:
         for host in template.hosts:
             assert host.cite, host.name
-            assert host.shared or host.role is Role.API, host.name
-            assert not (host.registry_only and host.role is Role.AUTH), host.name
-            assert host.ports == {443}, host.name
+            assert not (host.registry_only and host.role is Role.AUTH) or host.name == "ghcr.io"
+            assert host.shared or host.role is Role.API or host.name == "ghcr.io", host.name
+            assert host.ports == ({80} if "oss-" in host.name else {443}), host.name
+
+
+def test_one_host_is_the_same_for_each_registry_that_uses_it() -> None:
+    facts: dict[str, tuple[bool, bool, frozenset[int]]] = {}
+    for template in load_catalog().templates:
+        for host in template.hosts:
+            said = (host.registry_only, host.shared, host.ports)
+            assert facts.setdefault(host.name, said) == said, host.name
 
 
 def test_iteration_gives_the_registries_without_placeholders_once() -> None:
@@ -202,162 +189,154 @@ def test_iteration_gives_the_registries_without_placeholders_once() -> None:
     keys = [entry.key for entry in catalog]
     fixed = [template.key for template in catalog.templates if template.is_fixed]
     assert keys == fixed
-    assert len(catalog) == len(keys) + 2  # ECR and pkg.dev
+    variable = {template.key for template in catalog.templates if not template.is_fixed}
+    assert len(catalog) == len(keys) + len(variable)
+    assert {"{account}.dkr.ecr.{region}.amazonaws.com", "{registry}.azurecr.io"} <= variable
 
 
-# --- the reader
+# --- which hosts are in force
 
 
-def test_a_small_catalogue() -> None:
-    catalog = parse_catalog(
-        document(
-            head='aliases = ["hub.example"]',
-            hosts=f"{{ {HOST} }}, {{ {HOST.replace('r.ex', '*.ex')}, ports = [80, 443] }}",
-        ),
-        source="x.toml",
-    )
-    entry = lookup(catalog, "hub.example")
+def in_force(address: str, *regions: str, unverified: bool = False) -> set[str]:
+    entry = lookup(load_catalog(), address)
     assert entry is not None
-    first, second = entry.hosts
-    assert (first.source, first.cite, first.ports) == (Source.VENDOR, "its manual", HTTPS)
-    assert (first.registry_only, first.shared) == (True, False)
-    assert (str(second.pattern), second.ports) == ("*.example", frozenset({80, 443}))
+    return {str(host.pattern) for host in entry.hosts_for(regions, unverified=unverified)}
 
 
-def test_a_placeholder_must_have_one_value_throughout() -> None:
-    catalog = parse_catalog(
-        document(key="x-{a}.{a}.example", hosts=f"{{ {HOST.replace('r.', '{a}.')} }}"),
-        source="x.toml",
-    )
-    assert names(lookup(catalog, "x-one.one.example")) == {"one.example"}
-    assert lookup(catalog, "x-one.two.example") is None
+def test_hosts_of_a_region_are_in_force_where_it_is_named() -> None:
+    plain = {"registry.k8s.io", "cdn.registry.k8s.io"}
+    assert in_force("registry.k8s.io") == plain
+    assert in_force("registry.k8s.io", "us-west1", "us-west1") == {
+        *plain,
+        "us-west1-docker.pkg.dev",
+    }
+    assert in_force("registry.k8s.io", "us-east-1") == {
+        *plain,
+        "prod-registry-k8s-io-us-east-1.s3.dualstack.us-east-1.amazonaws.com",
+    }
+    assert in_force("registry.k8s.io", "westeurope") == plain, "Azure has nothing of it"
+
+
+def test_a_region_that_is_a_default_adds_nothing() -> None:
+    assert in_force("docker.io", "us-east-1") == in_force("docker.io")
+    more = in_force("docker.io", "eu-west-1", "eu-west-2") - in_force("docker.io")
+    bucket = "docker-images-prod.s3.dualstack.{}.amazonaws.com"
+    assert more == {bucket.format("eu-west-1"), bucket.format("eu-west-2")}
+
+
+def test_a_regional_host_takes_the_rest_from_the_address() -> None:
+    entry = lookup(load_catalog(), "acme.azurecr.io")
+    assert entry is not None
+    assert (entry.region_kinds, entry.needs_regions) == (("azure",), True)
+    assert in_force("acme.azurecr.io", "westeurope") == {
+        "acme.azurecr.io",
+        "acme.westeurope.geo.azurecr.io",
+        "acme.westeurope.data.azurecr.io",
+    }
+    assert in_force("*.azurecr.io") == {"*.azurecr.io"}
+    assert "blob.core.windows.net" in entry.note
+
+
+def test_unverified_hosts_are_in_force_where_they_are_asked_for() -> None:
+    assert "storage.googleapis.com" not in in_force("registry.gitlab.com")
+    more = in_force("registry.gitlab.com", unverified=True) - in_force("registry.gitlab.com")
+    assert more == {"storage.googleapis.com"}
+
+
+# --- whose a host is
+
+
+def owners(name: str) -> list[tuple[str, Role, str, bool]]:
+    found = load_catalog().owners_of(parse_host(name))
+    return [(owner.entry.key, owner.host.role, owner.region, owner.optional) for owner in found]
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "message"),
+    ("name", "expected"),
     [
-        ("version = ", "", "not TOML"),
-        ("", "version", "is missing"),
-        ("", "registry", "is missing"),
-        (document().replace("version = 1", "version = 2"), "version", "2 is unknown"),
-        (document().replace("version = 1", "version = true"), "version", "found true or false"),
-        (document().replace("version = 1", "version = 1\nextra = 1"), "extra", "not a known key"),
-        ("version = 1\nregistry = [1]", "registry[0]", "expected a table, found an integer"),
-        ("version = 1\nregistry = 1.5", "registry", "expected a list, found a float"),
-        (document(head="color = 1"), "registry[0].color", "not a known key"),
-        (document().replace('title = "R"', ""), "registry[0].title", "is missing"),
-        (document().replace('"R"', "5"), "registry[0].title", "expected a string"),
-        (document(head="aliases = [1]"), "registry[0].aliases", "a list of strings"),
-        (document(key="R.example"), "registry[0].key", "canonical"),
-        (document(key="*"), "registry[0].key", "misplaced *"),
-        (document(key="{a}{b}.example"), "registry[0].key", "two placeholders"),
-        (document(key="{a.example"), "registry[0].key", "'{'"),
+        ("auth.docker.io", [("docker.io", Role.AUTH, "", False)]),
+        ("de.icr.io", [("de.icr.io", Role.API, "", True)]),
+        ("a.b.data.mcr.microsoft.com", [("mcr.microsoft.com", Role.BLOB, "", False)]),
+        ("data.mcr.microsoft.com", []),
+        ("evil.auth.docker.io", []),
+        ("xx.icr.io", []),
+        ("acme.blob.core.windows.net", []),
         (
-            document(key="{a}.example", head='aliases = ["b.example"]'),
-            "registry[0].aliases",
-            "other placeholders",
+            "ghcr.io",  # its own first
+            [("ghcr.io", Role.API, "", False), ("lscr.io", Role.AUTH, "", False)],
         ),
         (
-            document(head='aliases = ["{a}.example"]'),
-            "registry[0].aliases",
-            "the key does not have: 'a'",
+            "pkg-containers.githubusercontent.com",
+            [("ghcr.io", Role.BLOB, "", False), ("lscr.io", Role.BLOB, "", True)],
         ),
         (
-            document() + document().replace("version = 1", ""),
-            "registry[1].key",
-            "already names registry[0]",
-        ),
-        (document(hosts=""), "registry[0].hosts", "no host has the role api"),
-        (
-            document(hosts=f"{{ {HOST.replace('api', 'blob')} }}"),
-            "registry[0].hosts",
-            "no host has the role api",
-        ),
-        (document(hosts="1"), "registry[0].hosts[0]", "expected a table"),
-        (
-            document(hosts=f"{{ {HOST.replace('api', 'cdn')} }}"),
-            "registry[0].hosts[0].role",
-            "'cdn' is not known",
+            "docker-images-prod.s3.dualstack.us-east-1.amazonaws.com",
+            [("docker.io", Role.BLOB, "", False)],
         ),
         (
-            document(hosts=f"{{ {HOST.replace('V', 'U')} }}"),
-            "registry[0].hosts[0].source",
-            "'U' is not known",
+            "docker-images-prod.s3.dualstack.eu-west-1.amazonaws.com",
+            [("docker.io", Role.BLOB, "eu-west-1", False)],
+        ),
+        ("docker-images-prod.s3.dualstack.us-west1.amazonaws.com", []),
+        (
+            "us-west1-docker.pkg.dev",
+            [
+                ("us-west1-docker.pkg.dev", Role.API, "", False),
+                ("registry.k8s.io", Role.BLOB, "us-west1", False),
+            ],
+        ),
+        ("prod-registry-k8s-io-us-east-1.s3.dualstack.us-east-2.amazonaws.com", []),
+        (
+            "acme.westeurope.data.azurecr.io",
+            [
+                ("acme.westeurope.geo.azurecr.io", Role.BLOB, "", False),
+                ("acme.azurecr.io", Role.BLOB, "westeurope", False),
+            ],
+        ),
+        # what the host does not tell stays open
+        (
+            "api.ecr.eu-west-1.amazonaws.com",
+            [("*.dkr.ecr.eu-west-1.amazonaws.com", Role.AUTH, "", False)],
         ),
         (
-            document(hosts=f"{{ {HOST.replace('V', 'M')} }}"),
-            "registry[0].hosts[0].source",
-            "nothing is cited for M",
-        ),
-        (
-            document(hosts=f"{{ {HOST.replace('true', '1')} }}"),
-            "registry[0].hosts[0].registry_only",
-            "expected true or false",
-        ),
-        (
-            document(hosts=f"{{ {HOST.replace(', shared = false', '')} }}"),
-            "registry[0].hosts[0].shared",
-            "is missing",
-        ),
-        (
-            document(hosts=f"{{ {HOST}, port = 80 }}"),
-            "registry[0].hosts[0].port",
-            "not a known key",
-        ),
-        (
-            document(hosts=f"{{ {HOST}, ports = [] }}"),
-            "registry[0].hosts[0].ports",
-            "different ports",
-        ),
-        (
-            document(hosts=f'{{ {HOST}, ports = ["443"] }}'),
-            "registry[0].hosts[0].ports",
-            "different ports",
-        ),
-        (
-            document(hosts=f"{{ {HOST}, ports = [70000] }}"),
-            "registry[0].hosts[0].ports",
-            "70000 does not exist",
-        ),
-        (
-            document(hosts=f"{{ {HOST.replace('r.', 'r..')} }}"),
-            "registry[0].hosts[0].name",
-            "empty label",
-        ),
-        (
-            document(hosts=f"{{ {HOST.replace('r.', '{a}.')} }}"),
-            "registry[0].hosts[0].name",
-            "the key does not have: 'a'",
-        ),
-        # fillings that would not be host names are found when the file is read, not when asked
-        (
-            document(key="{a}.example", hosts=f"{{ {HOST.replace('r.', 'x-{a}.')} }}"),
-            "registry[0].hosts[0].name",
-            "misplaced *",
-        ),
-        (
-            document(key="x-{a}.example", hosts=f"{{ {HOST.replace('r.', '{a}-{a}.')} }}"),
-            "registry[0].hosts[0].name",
-            "too long",
+            "jfrog-prod-use1-shared-virginia-main.s3.amazonaws.com",
+            [("*.jfrog.io", Role.BLOB, "", False)],
         ),
     ],
 )
-def test_faults_of_the_file_say_where_and_what(text: str, place: str, message: str) -> None:
-    with pytest.raises(PolicyError) as caught:
-        parse_catalog(text, source="x.toml")
-    assert "x.toml" in str(caught.value)
-    faults = [fault for fault in caught.value.faults if fault.place == place]
-    assert any(message in fault.message for fault in faults), caught.value.faults
-    assert all(fault.hint for fault in caught.value.faults)
+def test_the_registries_that_a_host_belongs_to(
+    name: str, expected: list[tuple[str, Role, str, bool]]
+) -> None:
+    assert owners(name) == expected
 
 
-def test_all_faults_are_reported_at_once() -> None:
-    text = document(head="color = 1", hosts=f"{{ {HOST.replace('api', 'cdn')}, port = 80 }}")
-    with pytest.raises(PolicyError) as caught:
-        parse_catalog(text, source="x.toml")
-    assert [fault.place for fault in caught.value.faults] == [
-        "registry[0].color",
-        "registry[0].hosts[0].role",
-        "registry[0].hosts[0].port",
-        "registry[0].hosts",
-    ]
+def test_every_host_of_every_registry_leads_back_to_it() -> None:
+    catalog = load_catalog()
+    values = {"region": "eu-west-1", "location": "us-west1", "azure": "westeurope"}
+    for template in catalog.templates:
+        filled = {name: values.get(name, "acme") for name in placeholders(template.key)}
+        entry = template.fill(filled)
+        for host in entry.hosts_for(values.values(), unverified=True):
+            name = parse_host(str(host.pattern).replace("*", "any"))
+            assert entry.host_of(name) == host
+            keys = [owner.entry.key for owner in catalog.owners_of(name)]
+            assert entry.key in keys or any(key.startswith("*.") for key in keys), name
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("registry-1.docker.io", "docker.io"),
+        ("hub.docker.com", None),  # a web site as well
+        ("auth.docker.io", None),
+        ("ghcr.io", "ghcr.io"),  # though it is also where clients of lscr.io get tokens
+        ("codeberg.org", None),
+        ("acme.azurecr.io", "acme.azurecr.io"),
+        ("acme.jfrog.io", None),
+        ("registry.replicated.com", None),  # nobody verified it
+        ("storage.googleapis.com", None),
+    ],
+)
+def test_what_catalog_mode_may_refuse(name: str, key: str | None) -> None:
+    found = load_catalog().registry_of(parse_host(name))
+    assert (found.key if found else None) == key

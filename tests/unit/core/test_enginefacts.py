@@ -21,6 +21,7 @@ from ramnet.core.enginefacts import (
     FoundProxy,
     Insecure,
     Mirror,
+    Named,
     Proxy,
     RootlessSetup,
     Snapshotter,
@@ -53,7 +54,9 @@ ENDPOINTS = [
 
 
 def test_every_kind_of_fact_is_tried_here_or_below() -> None:
-    assert {type(fact) for fact in FACTS} | {Proxy, Mirror, Insecure, Api} == set(get_args(Fact))
+    assert {type(fact) for fact in FACTS} | {Proxy, Mirror, Named, Insecure, Api} == set(
+        get_args(Fact)
+    )
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
@@ -61,7 +64,7 @@ def test_a_fact_comes_back_as_it_was(fact: Fact) -> None:
     assert unpack(json.loads(json.dumps(pack([fact])))) == (fact,)
 
 
-@pytest.mark.parametrize("kind", [Proxy, Mirror, Insecure, Api])
+@pytest.mark.parametrize("kind", [Proxy, Mirror, Named, Insecure, Api])
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=str)
 def test_endpoints_come_back_as_they_were(kind: type[Fact], endpoint: Endpoint) -> None:
     given: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from ramnet.core.enginefacts import (
     Fact,
     Insecure,
     Mirror,
+    Named,
     Proxy,
     Snapshotter,
     Unreadable,
@@ -30,7 +31,12 @@ from ramnet.core.enginefiles import (
     proxies_of,
     unit_text,
 )
-from ramnet.core.enginemirrors import containerd_config, hosts_toml, registries_conf
+from ramnet.core.enginemirrors import (
+    buildkitd_toml,
+    containerd_config,
+    hosts_toml,
+    registries_conf,
+)
 from ramnet.core.enginetables import MAX_ITEMS
 
 SECRET = "hunter2"
@@ -45,6 +51,8 @@ def brief(facts: Iterable[Fact]) -> list[str]:
                 lines.append(f"proxy {key} {where}{' direct' if direct else ''}")
             case Mirror(registry, where, _):
                 lines.append(f"mirror {registry} {where}")
+            case Named(where, why, _):
+                lines.append(f"named {where} {why}")
             case Insecure(where, _):
                 lines.append(f"insecure {where}")
             case Api(address, _):
@@ -411,7 +419,9 @@ def test_the_registries_of_containerd() -> None:
         assert brief(facts) == [
             "mirror docker.io mirror.example:443",
             "mirror docker.io 10.0.0.7:5000",
+            "named old.example:5000 settings",
             "insecure old.example:5000",
+            "named good.example:443 settings",
         ]
         assert folders == ("/etc/containerd/certs.d", "/etc/docker/certs.d")
         assert SECRET not in repr(facts)
@@ -451,10 +461,61 @@ def test_a_registries_conf_of_podman() -> None:
     location = "elsewhere.example"
     """
     assert brief(registries_conf(text, "f")) == [
+        "named docker.io:443 search",
         "mirror docker.io mirror.example:5000",
         "insecure mirror.example:5000",
+        "named old.example:443 settings",
         "insecure old.example:443",
         "mirror quay.io elsewhere.example:443",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [
+        ("quay.io", ["named quay.io:443 settings"]),
+        ("reg.example:5000", ["named reg.example:5000 settings"]),
+        ("reg.example_5000_", ["named reg.example:5000 settings"]),
+        ("10.0.0.7_5000_", ["named 10.0.0.7:5000 settings"]),
+        ("_default", []),
+    ],
+)
+def test_a_folder_without_mirrors_names_its_registry(folder: str, named: list[str]) -> None:
+    assert brief(hosts_toml(folder, b"", "f")) == named
+    with_mirror = brief(hosts_toml(folder, b'[host."https://m.example"]', "f"))
+    assert [line.split()[0] for line in with_mirror] == ["mirror"]
+
+
+def test_a_blocked_entry_of_podman_is_no_registry_in_use() -> None:
+    text = b"""
+    [[registry]]
+    location = "blocked.example"
+    blocked = true
+    [[registry]]
+    prefix = "*.wild.example"
+    [[registry]]
+    """
+    assert brief(registries_conf(text, "f")) == []
+
+
+def test_a_buildkitd_toml() -> None:
+    text = b"""
+    [registry."docker.io"]
+    mirrors = ["mirror.example:5000", "hub.example/proxy"]
+    http = true
+    [registry."plain.example"]
+    insecure = true
+    [registry."odd.example"]
+    mirrors = 7
+    """
+    assert brief(buildkitd_toml(text, "f")) == [
+        "mirror docker.io mirror.example:5000",
+        "mirror docker.io hub.example:443",
+        "insecure docker.io:443",
+        "named plain.example:443 settings",
+        "insecure plain.example:443",
+        "named odd.example:443 settings",
+        "unreadable: mirrors is a number, not a list",
     ]
 
 
@@ -473,6 +534,7 @@ def test_toml_that_does_not_parse(data: bytes, why: str) -> None:
     assert (brief(found), folders) == ([f"unreadable: {why}"], ())
     assert brief(hosts_toml("docker.io", data, "f")) == [f"unreadable: {why}"]
     assert brief(registries_conf(data, "f")) == [f"unreadable: {why}"]
+    assert brief(buildkitd_toml(data, "f")) == [f"unreadable: {why}"]
 
 
 @pytest.mark.parametrize(
@@ -490,8 +552,9 @@ def test_toml_that_does_not_parse(data: bytes, why: str) -> None:
 def test_tables_of_another_shape_say_nothing(text: str) -> None:
     data = text.encode()
     assert containerd_config(data, "f") == ((), ())
-    assert brief(hosts_toml("docker.io", data, "f")) == []
+    assert brief(hosts_toml("docker.io", data, "f")) == ["named docker.io:443 settings"]
     assert brief(registries_conf(data, "f")) == []
+    assert brief(buildkitd_toml(data, "f")) == []
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,10 @@ def asked(
     [
         ("nginx", ("registry-1.docker.io", 443), "registry-1.docker.io"),
         ("nginx:1.27", ("registry-1.docker.io", 443), "registry-1.docker.io"),
+        ("docker.io", ("registry-1.docker.io", 443), "registry-1.docker.io"),
+        ("docker.io:443", ("registry-1.docker.io", 443), "registry-1.docker.io"),
+        ("docker.io:5000", ("docker.io", 5000), "docker.io:5000"),
+        ("Docker.io/me/app", ("docker.io", 443), "docker.io"),
         ("library/nginx", ("registry-1.docker.io", 443), "registry-1.docker.io"),
         ("quay.io", ("quay.io", 443), "quay.io"),
         ("QUAY.IO/org/app:v1", ("quay.io", 443), "quay.io"),

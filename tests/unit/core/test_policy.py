@@ -290,6 +290,35 @@ def test_a_number_is_no_network() -> None:
     assert fault.message == "must be a string, not a number"
 
 
+def test_regions_and_unverified_hosts_of_a_registry() -> None:
+    keys = "regions = ['eu-west-1', 'us-west1', 'westeurope'], unverified_hosts = true"
+    policy = read(f"{HEAD}registry = [{{address = 'a', {keys}}}, {{address = 'b'}}]")
+    first, second = policy.registry
+    assert first.regions == ("eu-west-1", "us-west1", "westeurope")
+    assert (first.unverified_hosts, second.unverified_hosts, second.regions) == (True, False, ())
+    assert canonical_policy(policy)["registry"] == [
+        {"address": "a", "regions": list(first.regions), "unverified_hosts": True},
+        {"address": "b"},
+    ]
+    spelled = read(f"{HEAD}registry = [{{address = 'a', unverified_hosts = false, regions = []}}]")
+    assert policy_digest(spelled) == policy_digest(read(f"{HEAD}registry = [{{address = 'a'}}]"))
+
+
+@pytest.mark.parametrize("region", ["*", "EU-WEST-1", "eu-west", "", "a.b"])
+def test_what_is_no_region(region: str) -> None:
+    fault = only_fault(f"{HEAD}[[registry]]\naddress = 'a'\nregions = ['eu-west-1', '{region}']")
+    assert (fault.place, fault.line) == ("registry[0].regions[1]", 5)
+    assert fault.message == f"'{region}' is not the region of a cloud"
+    assert "eu-west-1" in fault.hint
+
+
+@pytest.mark.parametrize("written", ["1", "'true'", "[]"])
+def test_unverified_hosts_are_taken_or_not(written: str) -> None:
+    fault = only_fault(f"{HEAD}registry = [{{address = 'a', unverified_hosts = {written}}}]")
+    assert fault.place == "registry[0].unverified_hosts"
+    assert fault.message.startswith("must be true or false, not ")
+
+
 @pytest.mark.parametrize("written", ["2027-01-31", "'2027-01-31'"])
 def test_an_entry_is_in_force_until_its_last_day_ends(written: str) -> None:
     policy = read(f"{HEAD}registry = [{{address='a', expires={written}}}, {{address='b'}}]")

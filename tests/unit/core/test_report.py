@@ -18,11 +18,10 @@ from ramnet.core.events import (
     TableLost,
     Tick,
 )
-from ramnet.core.explain import explain, parse_target
 from ramnet.core.kernel import Feature
 from ramnet.core.modes import Modes
 from ramnet.core.policy import ClassMode, Policy, policy_digest
-from ramnet.core.report import Facts, Notice, explain_report, status_report
+from ramnet.core.report import Facts, Notice, status_report
 from ramnet.core.scope import Scope
 from ramnet.core.terms import HELD, IMPOSTERS, REFUSED, Resolver, Rung
 from tests.unit.core.support import (
@@ -36,7 +35,6 @@ from tests.unit.core.support import (
     UID,
     Story,
     addresses,
-    allowed,
     host,
     ip,
     policy,
@@ -139,7 +137,14 @@ def test_the_keys_of_status() -> None:
         "blocked",
         "hold",
     }
-    assert set(said["policy"]) == {"path", "organization", "registries", "digest", "problem"}
+    assert set(said["policy"]) == {
+        "path",
+        "organization",
+        "registries",
+        "digest",
+        "problem",
+        "trial",
+    }
     assert set(said["classes"]) == {"engine", "containers", "host"}
     for item in said["classes"].values():
         assert set(item) == {"wanted", "enforced", "because"}
@@ -183,6 +188,7 @@ def test_status_while_a_policy_is_enforced() -> None:
         "registries": ["registry.corp.example:8443"],
         "digest": policy_digest(CORP),
         "problem": None,
+        "trial": None,
     }
     assert said["classes"]["engine"]["enforced"] == "strict"
     assert said["classes"]["containers"]["enforced"] == "catalog"
@@ -502,34 +508,19 @@ def test_how_each_class_is_refused() -> None:
     assert any("the responder is away" in text for text in said["warnings"])
 
 
-def test_explain_of_a_host_with_a_lease() -> None:
-    story = started()
-    story.ask("registry.corp.example", "198.51.100.1")
-    target = parse_target("registry.corp.example:8443/app:v1")
-    found = explain(target, allowed(CORP), story.engine.learner.leases, 59.6)
-    said = explain_report(found, source="daemon")
-    assert said == {
-        "schema": 1,
-        "target": "registry.corp.example:8443/app:v1",
-        "host": "registry.corp.example",
-        "port": 8443,
-        "allowed": True,
-        "reason": "policy: registry.address",
-        "registry": "registry.corp.example:8443",
-        "leases": [
-            {
-                "address": "198.51.100.1",
-                "port": 8443,
-                "seconds": 300,
-                "names": ["registry.corp.example"],
-            }
-        ],
-        "source": "daemon",
-    }
+def test_a_policy_on_trial_is_told() -> None:
+    story = Story()
+    story.start(CORP)
+    assert report(story)["policy"]["trial"] is None
+    trial = {"digest": "sha256:0", "deadline": 1.0, "seconds_left": 42}
+    told = report(story, trial=trial, trial_problem="cannot be put back")
+    assert told["policy"]["trial"] == trial
+    (first,) = (line for line in told["warnings"] if "is on trial" in line)
+    assert "back in 42 s unless `ramnet policy confirm`" in first
+    assert "the trial of a policy: cannot be put back" in told["warnings"]
 
 
-def test_explain_of_an_address_that_is_refused() -> None:
-    found = explain(parse_target("[2001:db8::1]:5000"), allowed(CORP), None, 0.0)
-    said = explain_report(found, source="policy")
-    assert (said["host"], said["port"], said["allowed"]) == ("2001:db8::1", 5000, False)
-    assert (said["registry"], said["leases"], said["source"]) == (None, [], "policy")
+def test_what_the_policy_is_warned_of_is_a_warning() -> None:
+    story = Story()
+    story.start(CORP)
+    assert "policy: registry: odd" in report(story, cautions=("policy: registry: odd",))["warnings"]

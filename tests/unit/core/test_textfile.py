@@ -19,6 +19,7 @@ from ramnet.core.textfile import (
     place,
     read_document,
     shown,
+    tables_of,
     validate,
     whole,
 )
@@ -364,3 +365,34 @@ def test_kinds_of_values() -> None:
         "a date with a time",
         "a time",
     ]
+
+
+# Where tables are
+
+
+@pytest.mark.parametrize(
+    ("text", "tables"),
+    [
+        ("", []),
+        ("a = 1\n", []),
+        ("[[r]]\n", ["[[r]]\n"]),
+        ("a = 1\n[[r]]\nb = 1\n# c\n", ["[[r]]\nb = 1\n# c\n"]),
+        ("  [[ r ]]\nb = 1\n[s]\n[['r']]\n", ["  [[ r ]]\nb = 1\n", "[['r']]\n"]),
+        (
+            "[[r]]\n[r.x]\na = 1\n[r.x.y]\n[s]\n[[r]]\n",
+            ["[[r]]\n[r.x]\na = 1\n[r.x.y]\n", "[[r]]\n"],
+        ),
+        ("[[r]]\nb = [\n[1],\n]\n[s]\n[r.x]\n", ["[[r]]\nb = [\n[1],\n]\n"]),
+        ('[[s]]\nr = "[[r]]"\n[[s.r]]\n[[s.r]]\n', []),
+        ("r = [{a = 1}, {a = 2}]\n", []),
+        ('[[r]]\na = """\n[[r]]\n"""\n[[r]]', ['[[r]]\na = """\n[[r]]\n"""\n', "[[r]]"]),
+    ],
+)
+def test_where_the_tables_of_a_list_are(text: str, tables: list[str]) -> None:
+    assert [text[start:end] for start, end in tables_of(text, "r")] == tables
+
+
+def test_the_line_of_a_key_and_of_one_that_is_missing() -> None:
+    read = read_document("a = 1\n\n[[b]]\nc = [\n1,\n2]\n", source="x.toml")
+    paths = [("a",), ("b", 0, "c", 1), ("b", 0, "d"), ("e",), ()]
+    assert read.lines(paths) == {("a",): 1, ("b", 0, "c", 1): 6, ("b", 0, "d"): 3}

@@ -13,7 +13,8 @@ import pytest
 from ramnet.core.config import Config, parse_config
 from ramnet.core.engineconf import Kind
 from ramnet.core.enginefacts import Unit
-from ramnet.host.engineconf import MAX_BYTES, MAX_FILES, engine_facts, engine_findings
+from ramnet.host.conffiles import MAX_BYTES, MAX_FILES
+from ramnet.host.engineconf import engine_facts, engine_findings
 from tests.unit.core.test_enginefiles import brief
 
 SECRET = "hunter2"

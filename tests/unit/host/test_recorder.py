@@ -185,15 +185,18 @@ def test_policies(world: World) -> None:
     world.recorder.policy_changed(None, old, "/etc/p.toml", "sha256:1")
     world.recorder.policy_changed(old, new, "/etc/p.toml", "sha256:2")
     world.recorder.policy_rejected("/etc/p.toml", "line 1: bad")
+    world.recorder.policy_tried("/etc/p.toml", "the policy before is back")
     found = world.records()
     assert [(one.name, one.digest) for one in found] == [
         ("", "sha256:1"),
         ("quay.io", "sha256:2"),
         ("", ""),
+        ("", ""),
     ]
     assert {one.verdict for one in found} == {Verdict.POLICY}
     assert {one.file for one in found} == {"/etc/p.toml"}
     assert found[2].why == "not valid, what was in force stays: line 1: bad"
+    assert found[3].why == "the policy before is back"
 
 
 def test_reasons_are_the_callers(tmp_path: Path) -> None:
