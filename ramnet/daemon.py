@@ -296,6 +296,7 @@ class Daemon:
                 self._answer,
                 root_only=frozenset({"off", "trial", "confirm", "revert"}),
                 clients=self._config.limits.control_clients,
+                in_turn=frozenset({"explain"}),  # it looks through the whole policy
             )
             await control.start()
             stack.push_async_callback(control.close)

@@ -33,6 +33,9 @@ from ramnet.host.clock import today
 from ramnet.host.control import ask
 from ramnet.host.files import read_config, read_policy
 
+# Characters of a line: sixteen IPv6 addresses have 650.
+_WIDEST = 1000
+
 
 @click.command()
 @click.argument("ref", required=False)
@@ -177,7 +180,7 @@ def _show(walk: Walk) -> None:
     judge = walk.judge
     how = f"dialled as {walk.dialled_as}" if walk.dialled_as else "not dialled"
     because = f": {walk.because}" if walk.because else ""
-    click.echo(f"{judge.reference}, pulled by {judge.traffic} ({how}{because})")
+    _line(f"{judge.reference}, pulled by {judge.traffic} ({how}{because})")
     for hop in walk.hops:
         _show_hop(hop)
     if (known := judge.entry) is not None:
@@ -185,13 +188,13 @@ def _show(walk: Walk) -> None:
         for item in walk.companions:
             verdict = "allowed" if item.verdict.allowed else "refused"
             dns = f"  (DNS: {item.dns.error})" if item.dns.error else ""
-            click.echo(f"  {item.host.role!s:<5} {verdict}  {item.host.pattern}{dns}")
+            _line(f"  {item.host.role!s:<5} {verdict}  {item.host.pattern}{dns}")
         if known.note:
-            click.echo(f"  note: {known.note}")
+            _line(f"  note: {known.note}")
     for missing in walk.missing:
         _show_missing(missing, judge)
     for warning in walk.warnings:
-        click.echo(f"warning: {warning}")
+        _line(f"warning: {warning}")
     if walk.passed:
         click.echo("\nnothing is in the way")
     elif walk.missing:
@@ -200,18 +203,23 @@ def _show(walk: Walk) -> None:
         click.echo("\nthe pull fails, and not because of the policy")
 
 
+def _line(text: str) -> None:
+    """Print one line, in which names and words of servers may stand."""
+    click.echo(printable(text, _WIDEST))
+
+
 def _show_hop(hop: Hop) -> None:
     verdict = "allowed" if hop.verdict.allowed else "refused"
     status = f"  {hop.status}" if hop.status is not None else ""
     what = f"{hop.role} ({hop.purpose})" if hop.purpose not in (None, hop.role) else str(hop.role)
-    click.echo(f"  {what:<19} {verdict}{status}  {printable(str(hop.url))}")
+    _line(f"  {what:<19} {verdict}{status}  {hop.url}")
     shown = ", ".join(hop.dns.addresses) or hop.dns.error or "no address"
     alias = f"{hop.dns.cname}: " if hop.dns.cname else ""
     answered = f"; {hop.address} answered" if hop.status is not None else ""
-    click.echo(f"      dns: {alias}{shown}{answered}")
-    click.echo(f"      {hop.verdict.reason}")
+    _line(f"      dns: {alias}{shown}{answered}")
+    _line(f"      {hop.verdict.reason}")
     if hop.error:
-        click.echo(f"      failed: {hop.error}")
+        _line(f"      failed: {hop.error}")
 
 
 def _show_missing(missing: Missing, judge: Judge) -> None:

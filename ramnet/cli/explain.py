@@ -51,7 +51,8 @@ def explain(
 
     The whole chain: the policy's entry, what the catalogue knows, the names and DNS leases, the
     elements in the kernel, and the rule that decides. Asks the daemon; without one, judges by the
-    policy file alone and says so. Exit code: 0 allowed, 1 denied.
+    policy file alone and says so. What is not refused is allowed, in audit as well, or where only
+    known registries are refused; the reason tells. Exit code: 0 allowed, 1 denied.
     """
     parse_target(target)  # a malformed target is told without a daemon
     who = TrafficClass(traffic or TrafficClass.ENGINE)
@@ -108,7 +109,7 @@ def _lines(report: dict[str, Any], traffic: str | None) -> Iterator[tuple[str, s
     for note in report.get("notes", ()):
         yield "note", note
     if report.get("advice"):
-        yield "to allow", report["advice"]["command"]
+        yield "to list" if report["allowed"] else "to allow", report["advice"]["command"]
     if report["source"] == "policy":
         yield "source", "the policy file alone: no daemon is running"
 

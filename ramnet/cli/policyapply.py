@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -27,15 +28,16 @@ from ramnet.cli.exits import (
     print_json,
     require_root,
     runtime_dir_option,
+    state_dir_option,
 )
 from ramnet.core.policy import Policy, parse_policy, policy_digest
 from ramnet.core.policydiff import MAX_SHOWN, Change, policy_diff
 from ramnet.core.textfile import MAX_FILE_BYTES
-from ramnet.core.trial import MAX_SECONDS, MIN_SECONDS
+from ramnet.core.trial import BEFORE_TRIAL, MAX_SECONDS, MIN_SECONDS
 from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
 from ramnet.host.control import ask
 from ramnet.host.files import read_limited
-from ramnet.host.trial import digest_of, install, keep_before
+from ramnet.host.trial import STATE_FILE, digest_of, install, keep_before, pending_trial
 
 # A policy of a million entries takes the daemon seconds; what takes longer has gone wrong.
 IN_FORCE_SECONDS = 15.0
@@ -141,6 +143,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 @policy_option
 @json_option
 @runtime_dir_option
+@state_dir_option
 def apply(
     file: str,
     seconds: int | None,
@@ -148,6 +151,7 @@ def apply(
     policy_path: str,
     as_json: bool,
     runtime_dir: str,
+    state_dir: str,
 ) -> int:
     """Put FILE in the place of the policy: checked, shown, in one step; the old one is kept.
 
@@ -164,9 +168,9 @@ def apply(
         else:
             click.echo("nothing was changed" + (": it is there already" if same else ""))
         return OK
+    refuse_during_trial(runtime_dir, state_dir, step.path)
     if seconds is not None:
         return _try(step, file, seconds, runtime_dir, as_json=as_json)
-    refuse_during_trial(runtime_dir, step.path)
     kept = step.install()
     in_force = wait_in_force(runtime_dir, step)
     if as_json:
@@ -200,12 +204,22 @@ def _step(file: str, policy_path: str) -> Step:
     return Step(policy_path, before, old, data, new)
 
 
-def refuse_during_trial(runtime_dir: str, path: str) -> None:
+def refuse_during_trial(runtime_dir: str, state_dir: str, path: str) -> None:
     """A change would end the trial of another policy: then nobody could undo that one."""
     try:
         found = ask(runtime_dir, "status")["policy"]
-    except (*_GONE, ControlError, PermissionError):
+    except _GONE:
+        if pending_trial(path, state_dir):
+            raise HostError(
+                "the policy is on trial, and no daemon is running to undo it",
+                hint=f"start it (`systemctl start ramnet`), or remove {state_dir}/{STATE_FILE}",
+            ) from None
         return
+    except ControlError as err:
+        raise ControlError(
+            f"nothing was changed, as the policy may be on trial: {err.message}",
+            hint="try again; `ramnet status` tells whether it is",
+        ) from err
     if found.get("trial") and _same(found["path"], path):
         raise HostError(
             f"the policy is on trial for {found['trial']['seconds_left']} s more",
@@ -262,8 +276,7 @@ def _try(step: Step, file: str, seconds: int, runtime_dir: str, *, as_json: bool
             )
         )
         return NOT_RUNNING
-    refuse_during_trial(runtime_dir, step.path)
-    kept = str(keep_before(step.path, step.before))
+    keep_before(step.path, step.before, BEFORE_TRIAL)
     trial = ask(
         runtime_dir,
         "trial",
@@ -273,10 +286,12 @@ def _try(step: Step, file: str, seconds: int, runtime_dir: str, *, as_json: bool
         span=seconds,
     )["trial"]
     try:
-        step.install()
+        kept = step.install()
     except RamnetError:
-        ask(runtime_dir, "revert")
+        with contextlib.suppress(*_GONE, ControlError):  # it may have lapsed
+            ask(runtime_dir, "revert")
         raise
+    _require_trial(step, step.before, runtime_dir)
     in_force = wait_in_force(runtime_dir, step)
     if as_json:
         _print(step, file, backup=kept, in_force=in_force, trial=trial)
@@ -286,6 +301,22 @@ def _try(step: Step, file: str, seconds: int, runtime_dir: str, *, as_json: bool
         return _wait_for_enter(step, runtime_dir, seconds)
     click.echo(f"it is undone in {seconds} s, unless `ramnet policy confirm` keeps it")
     return DENIED if in_force is False else OK
+
+
+def _require_trial(step: Step, before: bytes, runtime_dir: str) -> None:
+    """Undo it here where the daemon would not: on a slow disk the trial may be over by now."""
+    why = "the trial was over before the policy was in place"
+    try:
+        trial = ask(runtime_dir, "status")["policy"].get("trial")
+    except (*_GONE, ControlError) as err:
+        trial, why = None, f"the daemon does not answer any more ({err})"
+    if trial and trial["digest"] == digest_of(step.data):
+        return
+    if current(step.path) == step.data:
+        install(step.path, before)
+    back = current(step.path) == before
+    left = "the one before is back" if back else "what somebody else wrote meanwhile stays"
+    raise HostError(f"{why}: {left}", hint="try again, and with more time")
 
 
 def _wait_for_enter(step: Step, runtime_dir: str, seconds: int) -> int:

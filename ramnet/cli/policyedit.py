@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from ramnet import __version__
-from ramnet.cli.exits import DENIED, OK, json_option, policy_option, print_json, runtime_dir_option
+from ramnet.cli.exits import (
+    DENIED,
+    OK,
+    json_option,
+    policy_option,
+    print_json,
+    runtime_dir_option,
+    state_dir_option,
+)
 from ramnet.cli.policyapply import Step, current, refuse_during_trial, tell_installed, wait_in_force
 from ramnet.core.names import parse_pattern
 from ramnet.core.policyedit import (
@@ -46,7 +54,10 @@ _TARGET = click.argument("target", metavar="REF|HOST")
 @policy_option
 @json_option
 @runtime_dir_option
-def add(target: str, policy_path: str, as_json: bool, runtime_dir: str, **options: Any) -> int:
+@state_dir_option
+def add(
+    target: str, policy_path: str, as_json: bool, runtime_dir: str, state_dir: str, **options: Any
+) -> int:
     """List the registry of an image, or a host, in the policy; of one that is listed, add to it.
 
     Comments and order of the file stay. What is given replaces what the entry had, and lists grow.
@@ -56,7 +67,7 @@ def add(target: str, policy_path: str, as_json: bool, runtime_dir: str, **option
     wanted = entry_of(registry_address(target), given)
     data = _read(policy_path)
     edited = add_registry(data, wanted, today(), source=policy_path, ramnet_version=__version__)
-    return _done(edited, data, policy_path, runtime_dir, as_json=as_json)
+    return _done(edited, data, policy_path, (runtime_dir, state_dir), as_json=as_json)
 
 
 @click.command()
@@ -71,8 +82,14 @@ def add(target: str, policy_path: str, as_json: bool, runtime_dir: str, **option
 @policy_option
 @json_option
 @runtime_dir_option
+@state_dir_option
 def remove(
-    target: str, extra_hosts: tuple[str, ...], policy_path: str, as_json: bool, runtime_dir: str
+    target: str,
+    extra_hosts: tuple[str, ...],
+    policy_path: str,
+    as_json: bool,
+    runtime_dir: str,
+    state_dir: str,
 ) -> int:
     """Take the registry of an image, or a host, out of the policy."""
     address = registry_address(target)
@@ -84,7 +101,7 @@ def remove(
         )
     else:
         edited = remove_registry(data, address, source=policy_path, ramnet_version=__version__)
-    return _done(edited, data, policy_path, runtime_dir, as_json=as_json)
+    return _done(edited, data, policy_path, (runtime_dir, state_dir), as_json=as_json)
 
 
 def _read(path: str) -> bytes:
@@ -95,15 +112,15 @@ def _read(path: str) -> bytes:
     return data
 
 
-def _done(edited: Edited, data: bytes, path: str, runtime_dir: str, *, as_json: bool) -> int:
+def _done(edited: Edited, data: bytes, path: str, dirs: tuple[str, str], *, as_json: bool) -> int:
     """Put the edited text in place, and tell what was changed."""
     step = Step(path, data, edited.before, edited.text.encode(), edited.after)
     kept: str | None = None
     in_force: bool | None = None
     if edited.changed:
-        refuse_during_trial(runtime_dir, path)
+        refuse_during_trial(*dirs, path)
         kept = step.install()
-        in_force = wait_in_force(runtime_dir, step)
+        in_force = wait_in_force(dirs[0], step)
     if as_json:
         state = {"installed": edited.changed, "backup": kept, "in_force": in_force}
         print_json({"schema": 1, **step.plain, **state})

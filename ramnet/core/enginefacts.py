@@ -42,10 +42,10 @@ UNITS = {
 }
 
 
-def printable(text: str) -> str:
+def printable(text: str, limit: int = _MAX_SHOWN) -> str:
     """Make a foreign text fit for one line of a terminal: nothing unprintable, and short."""
-    plain = "".join(char if char.isprintable() else "?" for char in text[: _MAX_SHOWN + 1])
-    return plain if len(plain) <= _MAX_SHOWN else f"{plain[:_MAX_SHOWN]}..."
+    plain = "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
+    return plain if len(plain) <= limit else f"{plain[:limit]}..."
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,24 +84,16 @@ def _of_address(text: str, address: Address) -> Target:
 
 
 def explain(
-    target: Target,
-    allowed: AllowList,
-    leases: LeaseTable | None,
-    now: float,
-    judged: frozenset[int] | None = None,
+    target: Target, allowed: AllowList, leases: LeaseTable | None, now: float
 ) -> Explanation:
-    """Explain the verdict on ``target`` when an engine dials it.
+    """Explain what the policy says of ``target`` when an engine dials it.
 
-    ``leases`` is None where no daemon can be asked, ``judged`` where every port is judged.
+    Whether it is refused depends on how a class is judged (``core.explainclass``). ``leases`` is
+    None where no daemon can be asked.
     """
     if target.host is not None:
-        found = _explain_host(target, target.host, allowed, leases, now)
-    else:
-        found = _explain_address(target, allowed, leases, now)
-    if found.allowed or judged is None or target.port in judged:
-        return found
-    passes = f"; port {target.port} is not judged strictly here, so it is not refused for that"
-    return Explanation(target, found.reason + passes)
+        return _explain_host(target, target.host, allowed, leases, now)
+    return _explain_address(target, allowed, leases, now)
 
 
 def _explain_host(

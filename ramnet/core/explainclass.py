@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ramnet.core.allow import ANY_PORT, Registries, deny_list
-from ramnet.core.explain import Target, covers, explain
+from ramnet.core.explain import Explanation, Target, covers, explain
 from ramnet.core.explainpolicy import Rulebook, addresses_of
 from ramnet.core.explainrule import Decision, Verdict
 from ramnet.core.names import HostName
-from ramnet.core.policy import ClassMode
+from ramnet.core.policy import ClassMode, Mode, Policy
 from ramnet.core.terms import TrafficClass
 
 NOT_CATALOGUED = "the catalogue does not know it as a registry's own host"
+NO_POLICY = "there is no valid policy: nothing is allowed"
 NO_ADDRESS = "it is not known whether the address is a registry's"
 
 
@@ -37,17 +38,20 @@ def by_class(
     target: Target,
     book: Rulebook,
     judged: frozenset[int] | None = None,
+    found: Explanation | None = None,
 ) -> Judged:
-    """Judge a target for one class by the policy and the catalogue alone, without DNS.
+    """Judge a target for one class by the policy and the catalogue, without the rules.
 
-    Of an address only networks are known so: ``by_rules`` knows more. ``judged`` are the ports that
-    the rules judge strictly, None for every one.
+    ``judged`` are the ports that the rules judge strictly, None for every one. ``found`` is what
+    ``explain`` says with the leases; of an address only networks are known without.
     """
     passes = Judged(who, mode, Verdict.PASSES, "what this class sends is not judged")
     if mode is ClassMode.OFF:
         return passes
-    found = explain(target, book.allowed, None, 0.0)
-    destination = found.allowed and not _of_registry(target, book)
+    found = found or explain(target, book.allowed, None, 0.0)
+    # Whose lease it is that an address has, only the rules tell each class.
+    leased = target.address is not None and bool(found.leases)
+    destination = found.allowed and not leased and not _of_registry(target, book)
     everywhere = who is TrafficClass.ENGINE or (
         who is TrafficClass.HOST and mode is ClassMode.STRICT
     )
@@ -79,6 +83,16 @@ def _by_catalog(judged: Judged, host: HostName, port: int, book: Rulebook) -> Ju
     return replace(judged, verdict=Verdict.REFUSED, because=by_answers)
 
 
+def as_enforced(judged: Judged, policy: Policy | None) -> Judged:
+    """Say what becomes of a refusal in audit, and why it is one without a valid policy."""
+    if judged.verdict is not Verdict.REFUSED:
+        return judged
+    if policy is None:
+        return replace(judged, because=NO_POLICY)
+    audit = policy.enforcement.mode is Mode.AUDIT
+    return replace(judged, verdict=Verdict.RECORDED) if audit else judged
+
+
 def by_rules(judged: Judged, target: Target, decisions: tuple[Decision, ...]) -> Judged:
     """Put the rules of the table behind a verdict; of an address they are the verdict."""
     judged = replace(judged, decisions=decisions)
@@ -96,8 +110,8 @@ def _because(decision: Decision) -> str:
         led = f", where {held.comment} led" if held.comment else ""
         return f"it is in set {decision.name}{led}"
     if decision.verdict is Verdict.PASSES:
-        return "no rule refuses it"
-    return "no rule lets it pass" if decision.verdict is Verdict.REFUSED else "see the rule"
+        return decision.comment or "no rule refuses it"
+    return "see the rule" if decision.verdict is Verdict.UNKNOWN else "no rule lets it pass"
 
 
 def _of_registry(target: Target, book: Rulebook) -> bool:

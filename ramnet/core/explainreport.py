@@ -37,6 +37,7 @@ def why_report(why: Why, policy: Policy | None, *, source: str) -> dict[str, Any
     behind = why.background
     return explain_report(why.found, source=source) | {
         "allowed": why.allowed,
+        "reason": why.reason,
         "class": str(why.who),
         "organization": policy.organization if policy is not None else None,
         "entries": [_bearing(item) for item in behind.bearings],

@@ -25,6 +25,7 @@ class Verdict(StrEnum):
     ACCEPTED = "accepted"  #: it passes, by a rule for what the policy allows
     REFUSED = "refused"
     PASSES = "passes"  #: nothing judges it, or nothing in the catalogue speaks against it
+    RECORDED = "recorded"  #: in audit: it would be refused, is recorded and passes
     UNKNOWN = "unknown"
 
 
@@ -92,6 +93,8 @@ def decide(table: Table, who: TrafficClass, address: Addr, port: int, holds: Hol
                 break
             # What the rule before said of a late answer is no matter once it is allowed.
             verdict = _verdict(text, by_policy=item is not None)
+            if verdict is Verdict.REFUSED and _only_records(chains, text):
+                verdict = Verdict.RECORDED
             late = found.delayed and verdict is Verdict.REFUSED
             return Decision(address, verdict, here, rule.text, rule.comment, where, item, late)
     return found
@@ -156,6 +159,12 @@ def _verdict(text: str, *, by_policy: bool) -> Verdict:
         return Verdict.ACCEPTED if by_policy else Verdict.PASSES
     refused = text == "drop" or text.startswith(_REFUSE)
     return Verdict.REFUSED if refused else Verdict.UNKNOWN
+
+
+def _only_records(chains: dict[str, tuple[Rule, ...]], text: str) -> bool:
+    """Whether the chain that refuses lets everything pass in the end, as it does in audit."""
+    rules = chains.get(text.removeprefix(_GOTO), ())
+    return bool(rules) and rules[-1].text == "accept"
 
 
 def told_by_table(table: Table) -> Holds:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
 from ramnet.core.allow import ANY_PORT, Addr
 from ramnet.core.explain import Explanation, Target, explain
-from ramnet.core.explainclass import Judged, by_class, by_rules
+from ramnet.core.explainclass import Judged, as_enforced, by_class, by_rules
 from ramnet.core.explainpolicy import Background, Rulebook, background
 from ramnet.core.explainrule import Holds, InSet, Verdict, decide
 from ramnet.core.leases import Lease, LeaseTable
 from ramnet.core.names import HostName
-from ramnet.core.policy import ClassMode
+from ramnet.core.policy import ClassMode, Mode
 from ramnet.core.ruleset import Table
 from ramnet.core.scope import Classes
 from ramnet.core.terms import Book, TrafficClass, element_of
@@ -22,6 +22,11 @@ from ramnet.core.terms import Book, TrafficClass, element_of
 # Addresses of one name that are followed into the kernel, a few questions each; CDNs have hundreds,
 # and what holds for one of them holds for the others.
 MAX_LEASES: Final = 64
+
+AUDIT: Final = "the policy's mode is audit: what would be refused is recorded, and passes"
+STRANDED: Final = (
+    "the policy allows the name, but no rule is for the addresses that are known of it now"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,31 @@ class Why:
 
     @property
     def allowed(self) -> bool:
-        """Whether the policy allows it to engines; to others, whether it is not refused."""
-        if self.who is TrafficClass.ENGINE:
-            return self.found.allowed
-        return self.judged.verdict in (Verdict.ACCEPTED, Verdict.PASSES)
+        """Whether it is not refused to the class, listed in the policy or not."""
+        return self.judged.verdict in (Verdict.ACCEPTED, Verdict.PASSES, Verdict.RECORDED)
+
+    @property
+    def reason(self) -> str:
+        """Why it is allowed, or is not; what the policy does not list and still passes is told."""
+        judged, found = self.judged, self.found
+        match judged.verdict:
+            case Verdict.ACCEPTED:
+                return found.reason if found.allowed else judged.because
+            case Verdict.PASSES if not found.allowed:
+                return f"{found.reason}, but it is not refused: {judged.because}"
+            case Verdict.RECORDED:
+                return f"{self._against}; nothing is refused in audit, it is recorded"
+            case Verdict.REFUSED:
+                return self._against
+        return judged.because
+
+    @property
+    def _against(self) -> str:
+        """Why it is refused, or would be."""
+        judged, found = self.judged, self.found
+        if found.allowed and found.target.address is not None:
+            return f"the policy allows it ({found.reason}), but {judged.because}"
+        return judged.because
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +142,29 @@ def why(
     """
     target = found.target
     ports = in_force.judged if in_force is not None else None
-    judged = [by_class(one, mode_of(classes, one), target, book, ports) for one in TrafficClass]
+    judged = [
+        as_enforced(by_class(one, mode_of(classes, one), target, book, ports, found), book.policy)
+        for one in TrafficClass
+    ]
     known: tuple[Known, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
+    if book.policy is not None and book.policy.enforcement.mode is Mode.AUDIT:
+        notes.append(AUDIT)
     if in_force is not None:
         known = tuple(_asked(item, in_force.holds) for item in in_force.known)
         addresses = _addresses(target, known)
         judged = [_followed(one, target, addresses, in_force) for one in judged]
-        notes = in_force.notes
+        notes += in_force.notes
     behind = behind or background(target, names_of(known), book)
-    return Why(found, who, behind, tuple(judged), known, notes)
+    said = Why(found, who, behind, tuple(judged), known, tuple(notes))
+    return replace(said, notes=(*said.notes, STRANDED)) if _stranded(said.judged) else said
+
+
+def _stranded(judged: Judged) -> bool:
+    """Whether a name is allowed, and the rules let no address that is known of it pass."""
+    refused = (Verdict.REFUSED, Verdict.RECORDED)
+    every = bool(judged.decisions) and all(one.verdict in refused for one in judged.decisions)
+    return every and judged.verdict is Verdict.ACCEPTED
 
 
 def by_policy(target: Target, who: TrafficClass, classes: Classes, book: Rulebook) -> Why:

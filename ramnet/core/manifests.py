@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ramnet.core.enginefacts import printable
 from ramnet.errors import WireError
 
 _OCI: Final = "application/vnd.oci.image"
@@ -26,6 +27,9 @@ MAX_MANIFEST: Final = 4 * 1024 * 1024
 # 127 is the most that Docker can mount (moby, layer/layer_store.go); indexes have some 20.
 MAX_PARTS: Final = 1024
 MAX_URLS: Final = 16
+# Platforms in a message; no image has been seen with many more.
+_NAMED: Final = 10
+_PLATFORM: Final = 40  # characters of one: linux/arm64/v8 has 14
 
 _DIGESTS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX: Final = re.compile(r"[a-f0-9]+")
@@ -123,10 +127,8 @@ def choose(index: Index, wanted: Platform) -> Part:
         and (part.platform.os, part.platform.architecture) == (wanted.os, wanted.architecture)
     ]
     if not fitting:
-        known = {str(part.platform) for part in index.manifests if part.platform is not None}
         raise WireError(
-            f"the image is not there for {wanted}, only for: {', '.join(sorted(known)) or 'none'}",
-            where="manifest",
+            f"the image is not there for {wanted}, only for: {_known(index)}", where="manifest"
         )
     order = (wanted.variant, "")
     return min(
@@ -137,6 +139,15 @@ def choose(index: Index, wanted: Platform) -> Part:
             else len(order)
         ),
     )
+
+
+def _known(index: Index) -> str:
+    """Name the platforms of an index, which are a server's words."""
+    known = sorted({str(part.platform) for part in index.manifests if part.platform is not None})
+    named = [printable(one, _PLATFORM) for one in known[:_NAMED]]
+    if len(known) > _NAMED:
+        named.append(f"and {len(known) - _NAMED} more")
+    return ", ".join(named) or "none"
 
 
 def is_content(digest: str, body: bytes) -> bool:

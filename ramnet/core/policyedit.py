@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from ramnet.core.names import Address, HostPattern, parse_address
 from ramnet.core.policy import Policy, RegistryEntry, parse_policy, policy_digest
 from ramnet.core.reference import parse_reference
-from ramnet.core.textfile import Document, Format, place, read_document, tables_of
+from ramnet.core.textfile import Document, Format, place, read_document, shown, tables_of
 from ramnet.errors import Fault, NameFault, PolicyError
 
 #: Characters of a file whose entries stand in one inline list. It is edited as a whole, at about a
@@ -231,7 +231,7 @@ def _put(entry: MutableMapping[str, Any], old: RegistryEntry | None, new: Regist
 
 
 def _in_json(text: str, at: int, old: RegistryEntry | None, new: RegistryEntry | None) -> str:
-    data = json.loads(text)
+    data = json.loads(text, object_pairs_hook=_table)
     entries = data.setdefault("registry", [])
     if new is None:
         del entries[at]
@@ -249,6 +249,16 @@ def _in_json(text: str, at: int, old: RegistryEntry | None, new: RegistryEntry |
     plain = written(escape=False)
     # Half of a pair can only be said by an escape.
     return written(escape=True) if re.search("[\ud800-\udfff]", plain) else plain
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a table of its keys; one that is there twice, as x- tables may have it, is no table."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"the key {shown(key)} is given more than once in its table")
+        made[key] = value
+    return made
 
 
 def _in_inline_list(

@@ -21,6 +21,8 @@ MIN_SECONDS: Final = 5
 MAX_SECONDS: Final = 86_400
 #: Two paths, three digests and some numbers: a path has at most 4,096 octets.
 MAX_STATE: Final = 64 * 1024
+#: Behind the name of a policy: what a trial puts back. No other command writes there.
+BEFORE_TRIAL: Final = ".before-trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,20 @@ def read_trial(data: bytes) -> Trial:
         or found.pop("schema", None) != SCHEMA
         or found.keys() != names
         or not all(_fits(name, found[name]) for name in names)
+        or not is_path(found["policy"])
+        or found["backup"] != found["policy"] + BEFORE_TRIAL
     ):
         raise HostError("what was kept is no trial of a policy that this version knows")
     return Trial(**found)
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a text is a whole path, and one that can be given to the kernel."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return text.startswith("/") and "\0" not in text
 
 
 def _fits(name: str, value: object) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ SOCKET_NAME = "control.sock"
 # A request is a verb and a name; an answer may list every registry of a long policy.
 MAX_REQUEST = 8 * 1024
 MAX_ANSWER = 64 * 1024 * 1024
-# A client that says nothing, or reads nothing, gives its place to another.
+# A client that says nothing, or reads nothing, gives its place to another. So does one that waits
+# for its turn.
 CLIENT_SECONDS = 5.0
 ASK_SECONDS = 10.0
 
@@ -29,15 +30,26 @@ Handler = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
 class ControlServer:
-    """Serves requests until closed; verbs in ``root_only`` are refused to anyone but uid 0."""
+    """Serves requests until closed; verbs in ``root_only`` are refused to anyone but uid 0.
+
+    Verbs in ``in_turn`` cost so much that all others than uid 0 get one answer at a time.
+    """
 
     def __init__(
-        self, runtime_dir: str, handler: Handler, *, root_only: frozenset[str], clients: int
+        self,
+        runtime_dir: str,
+        handler: Handler,
+        *,
+        root_only: frozenset[str],
+        clients: int,
+        in_turn: frozenset[str] = frozenset(),
     ) -> None:
         self.path = Path(runtime_dir) / SOCKET_NAME
         self._handler = handler
         self._root_only = root_only
         self._clients = clients
+        self._in_turn = in_turn
+        self._turn = asyncio.Lock()
         self._active = 0
         self._server: asyncio.Server | None = None
 
@@ -93,9 +105,26 @@ class ControlServer:
         if verb in self._root_only and uid != 0:
             return _failure(ControlError(f"only root may ask for '{verb}'"))
         try:
-            return {"ok": True, "result": await self._handler(request)}
+            async with self._turn_of(verb, uid):
+                return {"ok": True, "result": await self._handler(request)}
         except RamnetError as err:
             return _failure(err)
+
+    @contextlib.asynccontextmanager
+    async def _turn_of(self, verb: str, uid: int) -> AsyncIterator[None]:
+        if verb not in self._in_turn or uid == 0:  # nobody can keep root out
+            yield
+            return
+        try:
+            async with asyncio.timeout(CLIENT_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            busy = f"too many others ask for '{verb}'"
+            raise ControlError(busy, hint="try again") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:

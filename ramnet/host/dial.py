@@ -26,7 +26,7 @@ from ramnet.errors import HostError
 
 # Docker waits 15 s for the headers of an answer (moby, registry/registry.go).
 CONNECT_SECONDS: Final = 10.0
-HOP_SECONDS: Final = 30.0
+HOP_SECONDS: Final = 15.0
 # Big registries have some eight addresses of each family; a client tries them one by one.
 MAX_ADDRESSES: Final = 16
 # moby, registry/service.go and pkg/homedir: where root's engine has its certificates.
@@ -63,6 +63,18 @@ class Answer:
         return [str(value) for value in self.headers.get_all(name, [])]
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """TLS for a walk: for the registry's own host and port, and for all others that it names.
+
+    What Docker is told of a registry is meant for that: a certificate that it need not have, and
+    a key that says who asks.
+    """
+
+    own: ssl.SSLContext
+    others: ssl.SSLContext
+
+
 def lookup(host: Host, port: int) -> tuple[Dns, tuple[str, ...]]:
     """Ask the machine's own resolver; return what it says and the addresses to try."""
     try:
@@ -77,27 +89,28 @@ def lookup(host: Host, port: int) -> tuple[Dns, tuple[str, ...]]:
     return Dns(addresses, "" if name in addresses else cname), addresses
 
 
-def trust(registry: str, *, insecure: bool, certs: Path = CERTS_D) -> ssl.SSLContext:
+def trust(registry: str, *, insecure: bool, certs: Path = CERTS_D) -> Trust:
     """Make the TLS settings of a walk: the system's authorities, and Docker's own for a registry.
 
     ``SSL_CERT_FILE`` replaces the former, as it does for Docker. ``registry`` is host and port as
     in the image's name. Raises ``HostError`` for a certificate that cannot be used.
     """
-    context = ssl.create_default_context()
+    own, others = ssl.create_default_context(), ssl.create_default_context()
     if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        own.check_hostname = False
+        own.verify_mode = ssl.CERT_NONE
     for path in _certificates(certs / registry):
         try:
             if path.suffix == ".crt":
-                context.load_verify_locations(path)
+                own.load_verify_locations(path)
+                others.load_verify_locations(path)
             elif path.suffix == ".cert":
-                context.load_cert_chain(path, path.with_suffix(".key"))
+                own.load_cert_chain(path, path.with_suffix(".key"))
         except (OSError, ssl.SSLError) as err:
             raise HostError(
                 f"{path} cannot be used: {err.strerror or err}", hint="Docker reads it as well"
             ) from err
-    return context
+    return Trust(own, others)
 
 
 def unverified(wire: Address, facts: Iterable[Fact]) -> bool:

@@ -45,7 +45,7 @@ async def explain_request(
         Book.DENY: engine.denied.leases,
     }
     with lock:  # looking a lease up forgets those that have run out
-        found = explain(target, plan.allowed, books[Book.ALLOW], now, plan.judged)
+        found = explain(target, plan.allowed, books[Book.ALLOW], now)
         known = known_leases(target, books, now)
     book = Rulebook(plan.policy, plan.allowed, load_catalog(), today())
     # A long policy takes a second to look through; DNS must be followed meanwhile.
@@ -92,8 +92,6 @@ def _notes(engine: Engine, plan: Plan, loading: Loading) -> Iterator[str]:
         yield f"there is no valid policy: {plan.without_policy}"
     if engine.policy_problem:
         yield "the policy file was rejected; this is by what was in force before"
-    if plan.refusal.audit:
-        yield "the policy's mode is audit: what would be refused is recorded, and passes"
     if engine.scope_problem:
         yield f"engines are not told apart now: {engine.scope_problem}"
     if engine.table_problem:

@@ -69,12 +69,18 @@ def read_limited(path: str, limit: int) -> bytes:
 
     Raises ``HostError`` for anything else, with the reason and a hint.
     """
+    return read_owned(path, limit)[0]
+
+
+def read_owned(path: str, limit: int) -> tuple[bytes, int]:
+    """Read as ``read_limited`` does; return whose file (uid) these very bytes are from as well."""
     try:
         # Not blocking: a named pipe in the place of a policy must not hang the daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             # Before fdopen, which refuses a directory and leaves the descriptor open.
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise HostError(f"{path} is not a regular file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 data = file.read(limit + 1)
@@ -86,16 +92,17 @@ def read_limited(path: str, limit: int) -> bytes:
         raise HostError(f"{path} cannot be read: {err.strerror}") from err
     if len(data) > limit:
         raise HostError(f"{path} is larger than {limit} bytes")
-    return data
+    return data, found.st_uid
 
 
-def replace_file(path: Path, data: bytes, *, like: Path | None = None) -> None:
+def replace_file(path: Path, data: bytes, *, like: Path | None = None, follow: bool = True) -> None:
     """Replace a file in one step, with the mode and owner that it had, or that ``like`` has.
 
-    A link stays one; a new file is readable for all. A power cut leaves what was there, or this.
-    Raises ``OSError``.
+    A link stays one, and what it leads to is replaced; unless ``follow``, the link itself is: it
+    may be somebody else's. A new file is readable for all. A power cut leaves what was there, or
+    this. Raises ``OSError``.
     """
-    path = path.resolve()
+    path = path.resolve() if follow else path.parent.resolve() / path.name
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -105,7 +112,7 @@ def replace_file(path: Path, data: bytes, *, like: Path | None = None) -> None:
             try:
                 was = (like or path).stat()
                 os.fchown(descriptor, was.st_uid, was.st_gid)
-                os.fchmod(descriptor, was.st_mode & 0o7777)
+                os.fchmod(descriptor, was.st_mode & 0o777)  # no set-ID bits
             except FileNotFoundError:
                 os.fchmod(descriptor, 0o644)
             os.fsync(descriptor)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,7 +16,7 @@ from ramnet.core.enginefacts import printable
 from ramnet.core.hops import Hop, Judge, Role, Verdict
 from ramnet.core.urls import Url, parse_url
 from ramnet.errors import WireError
-from ramnet.host.dial import Answer, DialFailed, ask, lookup
+from ramnet.host.dial import Answer, DialFailed, Trust, ask, lookup
 
 # net/http of Go follows as many.
 MAX_REDIRECTS: Final = 10
@@ -55,7 +54,7 @@ class Client:
     """Asks for one walk. ``authorization`` is for the server of ``origin`` (``Url.origin``)."""
 
     judge: Judge
-    context: ssl.SSLContext
+    trust: Trust
     origin: tuple[object, ...] = ()
     authorization: str = ""
 
@@ -111,10 +110,15 @@ class Client:
         if url.origin == self.origin and self.authorization and "Authorization" not in sent:
             sent["Authorization"] = self.authorization
         try:
-            answer = ask(url, addresses, self.context, sent, limit, body)
+            context = self.trust.own if self.at_home(url) else self.trust.others
+            answer = ask(url, addresses, context, sent, limit, body)
         except DialFailed as err:
             return replace(hop, dialled=True, address=err.address, error=str(err)), None
         return replace(hop, dialled=True, address=answer.address, status=answer.status), answer
+
+    def at_home(self, url: Url) -> bool:
+        """Tell whether this is the registry's own host and port, by either scheme."""
+        return url.origin[1:] == self.origin[1:]
 
     def unmade(self, role: Role, url: Url, error: str) -> Hop:
         """A hop that is not made, because of what is wrong before it."""

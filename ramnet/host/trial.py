@@ -18,11 +18,13 @@ from typing import Any, Final
 
 from ramnet.core.textfile import MAX_FILE_BYTES
 from ramnet.core.trial import (
+    BEFORE_TRIAL,
     MAX_SECONDS,
     MAX_STATE,
     MIN_SECONDS,
     Outcome,
     Trial,
+    is_path,
     judge,
     read_trial,
     write_trial,
@@ -43,27 +45,51 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def backup_of(policy: str) -> Path:
+def backup_of(policy: str, behind: str = BEFORE) -> Path:
     """Return where the file before is kept: beside the policy itself, not beside a link to it."""
     path = Path(policy).resolve()
-    return path.with_name(path.name + BEFORE)
+    return path.with_name(path.name + behind)
 
 
-def keep_before(policy: str, data: bytes) -> Path:
-    """Keep what the policy is now beside it, with its owner and mode. Raises ``HostError``."""
-    backup = backup_of(policy)
+def keep_before(policy: str, data: bytes, behind: str = BEFORE) -> Path:
+    """Keep what the policy is now beside it, with its owner and mode. Raises ``HostError``.
+
+    A link in its place is replaced, not followed: others may write in that folder.
+    """
+    backup = backup_of(policy, behind)
     _written(backup, data, Path(policy))
     return backup
 
 
 def install(policy: str, data: bytes) -> None:
-    """Replace a policy in one step. Raises ``HostError``."""
+    """Replace a policy in one step; a link to it stays one. Raises ``HostError``."""
     _written(Path(policy), data, None)
+
+
+def pending_trial(policy: str, state_dir: str) -> Trial | None:
+    """Return the trial of a policy that the next daemon would go on with, for who has none to ask.
+
+    What cannot be read is none.
+    """
+    try:
+        trial = read_trial(read_limited(str(Path(state_dir, STATE_FILE)), MAX_STATE))
+    except HostError:
+        return None
+    outcome, _ = judge(trial, _digest_at(policy), boot_id(), since_boot())
+    ours = trial.policy == str(Path(policy).resolve())
+    return trial if ours and outcome is not Outcome.DROP else None
+
+
+def _digest_at(path: str) -> str | None:
+    try:
+        return digest_of(read_limited(path, MAX_FILE_BYTES))
+    except HostError:
+        return None
 
 
 def _written(path: Path, data: bytes, like: Path | None) -> None:
     try:
-        replace_file(path, data, like=like)
+        replace_file(path, data, like=like, follow=like is None)
     except PermissionError as err:
         hint = "run it as the owner of the file, or with sudo"
         raise HostError(f"{path} cannot be written: {err.strerror}", hint=hint) from err
@@ -118,7 +144,12 @@ class Trials:
                 if outcome is Outcome.RESTORE:
                     self._restore(self._trial, why)
                 elif outcome is Outcome.DROP:
+                    trial = self._trial
                     self._end()
+                    # Put in place while this looked: who did so was promised that it is undone.
+                    if trial.left(since_boot()) == 0 and self._current() == trial.digest:
+                        self._restore(trial, "it was put in place too late")
+                        return
                     self._tell(f"the trial of a policy has ended, and nothing is put back: {why}")
             except HostError as err:
                 self._trouble(err.message)
@@ -133,6 +164,7 @@ class Trials:
             request.get(key) for key in ("policy", "digest", "before", "span")
         )
         texts = all(isinstance(text, str) for text in (policy, digest, before))
+        texts = texts and is_path(policy)
         if not texts or type(seconds) is not int or not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise ControlError("the request is not understood")
         with self._lock:
@@ -147,8 +179,8 @@ class Trials:
                     f"the daemon follows {self._policy}, not {policy}",
                     hint=f"only that one can be tried: --policy {self._policy}",
                 )
-            backup = backup_of(self._policy)
-            if self._digest(str(resolved)) != before or self._digest(str(backup)) != before:
+            backup = backup_of(self._policy, BEFORE_TRIAL)
+            if _digest_at(str(resolved)) != before or _digest_at(str(backup)) != before:
                 raise ControlError("the policy was changed by somebody else", hint="try again")
             if not os.access(resolved.parent, os.W_OK):
                 raise ControlError(
@@ -227,18 +259,12 @@ class Trials:
         """Digest the policy file, unless it is as it was at the last look."""
         mark = file_mark(self._policy)
         if self._look is None or self._look.mark != mark:
-            self._look = _Look(mark, self._digest(self._policy))
+            self._look = _Look(mark, _digest_at(self._policy))
         return self._look.digest
-
-    def _digest(self, path: str) -> str | None:
-        try:
-            return digest_of(read_limited(path, MAX_FILE_BYTES))
-        except HostError:
-            return None
 
     def _restore(self, trial: Trial, why: str) -> None:
         """Put the file before back; where that fails, say so once and try again later."""
-        if self._digest(trial.backup) != trial.before:
+        if _digest_at(trial.backup) != trial.before:
             self._end()
             self._trouble(f"the policy on trial stays ({why}): {trial.backup} is not what was kept")
             return

@@ -6,7 +6,6 @@ ends where a pull would.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -39,7 +38,7 @@ from ramnet.core.manifests import (
 )
 from ramnet.core.urls import PORTS, Url, parse_url
 from ramnet.errors import WireError
-from ramnet.host.dial import Answer, lookup
+from ramnet.host.dial import Answer, Trust, lookup
 from ramnet.host.follow import (
     LOGIN,
     UNAUTHORIZED,
@@ -65,20 +64,20 @@ MAX_ANSWER: Final = MAX_TOKEN * 4  # the token is in it twice, and words beside
 class Walker:
     """One walk. ``credentials`` are for a registry that wants to know who pulls.
 
-    ``context`` holds whom TLS believes; ``insecure``: plain HTTP is tried after HTTPS, as Docker
+    ``trust`` holds whom TLS believes; ``insecure``: plain HTTP is tried after HTTPS, as Docker
     does for such registries.
     """
 
     judge: Judge
     platform: Platform
-    context: ssl.SSLContext
+    trust: Trust
     credentials: Credentials | None = None
     insecure: bool = False
     _client: Client = field(init=False)
     _arrived: set[tuple[object, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._client = Client(self.judge, self.context)
+        self._client = Client(self.judge, self.trust)
 
     def hops(self) -> Iterator[Hop]:
         """Go; each hop is told when it is done."""
@@ -139,6 +138,10 @@ class Walker:
         if answer.status != UNAUTHORIZED or self._client.authorization:
             yield replace(hop, error=self._said(answer, else_said))
             return False
+        if hop.url.origin != self._client.origin:
+            # Who is redirected to must not say where the registry's login is sent.
+            yield replace(hop, error="it asks for a login, and is not the registry itself")
+            return False
         try:
             challenge = wanted(parse_challenges(answer.all("WWW-Authenticate")))
         except WireError as err:
@@ -169,7 +172,8 @@ class Walker:
     def _token(
         self, realm: Url, challenge: Challenge, who: Credentials | None
     ) -> Generator[Hop, None, bool]:
-        if who is not None and realm.scheme != "https" and not self.insecure:
+        plain = realm.scheme != "https" and not (self.insecure and self._client.at_home(realm))
+        if who is not None and plain:
             why = "credentials are not sent there without TLS"
             yield self._client.unmade(Role.TOKEN, realm, why)
             return False

@@ -174,12 +174,16 @@ def test_an_element_that_somebody_took_away_is_told(lab: Lab, daemon: Daemon) ->
     assert decision["verdict"] == "refused"
     assert "NOT in set allow4" in daemon.cli("explain", CORP_REGISTRY).stdout
     assert outcomes(engine(lab), [(address, 5000)]) == {"refused"}
+    said = explain(daemon, written(address, 5000))
+    assert (said["allowed"], said["classes"]["engine"]["verdict"]) == (False, "refused")
+    assert said["reason"].endswith("led to it), but no rule lets it pass")
     lab.client.run(
         ["nft", "add", "element", "inet", "ramnet", "allow4", f"{{ {address} . 5000 timeout 60s }}"]
     )
     (decision,) = explain(daemon, CORP_REGISTRY)["classes"]["engine"]["decisions"]
     assert (decision["verdict"], decision["seconds"]) == ("accepted", pytest.approx(60, abs=3))
     assert outcomes(engine(lab), [(address, 5000)]) == {"reached"}
+    assert explain(daemon, written(address, 5000))["allowed"] is True
 
 
 def test_a_refused_registry_and_a_class_that_is_not_there(daemon: Daemon) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ramnet.host.trial import BEFORE, STATE_FILE
+from ramnet.core.trial import BEFORE_TRIAL
+from ramnet.host.trial import STATE_FILE
 from ramnet.lab.lab import Lab
 from ramnet.lab.process import wait_until
 from ramnet.lab.programs import PYTHON_PATH
@@ -159,7 +160,7 @@ def test_after_a_reboot_it_is_undone_at_once(trial: Trial) -> None:
 @pytest.mark.parametrize("stage", ["backup", "promised", "installed"])
 def test_the_command_line_is_killed(trial: Trial, stage: str) -> None:
     """At any moment the file is the old or the new one, and in the end it is the old one."""
-    backup = trial.daemon.policy_file.with_name(trial.daemon.policy_file.name + BEFORE)
+    backup = trial.daemon.policy_file.with_name(trial.daemon.policy_file.name + BEFORE_TRIAL)
     stages: dict[str, Callable[[], bool]] = {
         "backup": backup.exists,
         "promised": lambda: trial.kept,

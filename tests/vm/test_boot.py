@@ -183,14 +183,15 @@ def test_a_lock_that_cannot_be_loaded(trouble: Trouble, vm: Vm, world: VmWorld) 
     vm.run(f"systemctl disable --quiet boot-early boot-late && rm {LOCKED_FILE} && sync")
     with world.capture(everything=True) as capture:
         vm.reset()
-        # Each is tried again and again: of a try that has just begun status does not tell yet.
+        # Each is tried again and again, and a try takes an emulated machine up to a minute: of one
+        # that has just begun status does not tell yet.
         for unit, why in (
             ("ramnet-lock", "nf_tables|cannot enforce"),
             ("docker", "ramnet-lock .*status=[1-9]"),
             ("boot-engine", "ramnet-lock .*status=[1-9]"),
         ):
             script = f"systemctl status {unit} | tee /dev/stderr | grep -E {why!r}"
-            vm.wait_for(script, seconds=BOOT_SECONDS)
+            vm.wait_for(script, seconds=3 * BOOT_SECONDS)
             assert vm.run(f"systemctl is-active {unit}", check=False).out.strip() != "active"
         told("a lock that could not be", trouble.after(f"rm {NO_NF_TABLES}", seconds=START_SECONDS))
         vm.wait_for(f"docker pull --quiet {ALLOWED_IMAGE}", seconds=BOOT_SECONDS)

@@ -90,6 +90,24 @@ def test_what_a_server_says_is_fit_for_a_terminal(ramnet: Run, options: tuple[st
     assert "\033" not in said.out
 
 
+def test_the_words_of_an_error_are_fit_for_a_terminal(
+    ramnet: Run, options: tuple[str, ...]
+) -> None:
+    """Wherever they come from: what prints them does not rely on who found them."""
+    from ramnet.core.hops import Hop  # noqa: PLC0415 - for this one
+
+    walked = Hop.__init__
+
+    def told(hop: Hop, *args: Any, **more: Any) -> None:
+        walked(hop, *args, **{**more, "error": "\033[2J\x9b31mgone"})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hop, "__init__", told)
+        said = ramnet("doctor", "quay.io/a/b", "--as", "containers", *options)
+    assert "failed: ?[2J?31mgone" in said.out
+    assert "\033" not in said.out
+
+
 def test_the_catalogues_note_is_told(ramnet: Run, options: tuple[str, ...]) -> None:
     assert "  note: " in ramnet("doctor", "busybox", "--as", "containers", *options).out
 

@@ -82,6 +82,33 @@ def test_the_verdict_for_one_class(ramnet: Run, arguments: tuple[str, ...]) -> N
     assert ramnet("explain", "quay.io", "--class", "nobody", *arguments).code == 2
 
 
+@pytest.mark.parametrize(
+    ("enforcement", "target", "said"),
+    [
+        (
+            'engine = "catalog"',
+            "free.example",
+            "the catalogue does not know it as a registry's own host",
+        ),
+        ('engine = "off"', "quay.io", "but it is not refused: what this class sends"),
+        ('mode = "audit"', "quay.io", "; nothing is refused in audit, it is recorded"),
+    ],
+)
+def test_what_is_not_listed_and_not_refused_is_allowed(
+    ramnet: Run, arguments: tuple[str, ...], enforcement: str, target: str, said: str
+) -> None:
+    policy = Path(arguments[1])
+    policy.write_text(f"{policy.read_text()}[enforcement]\n{enforcement}\n")
+    found = ramnet("explain", target, *arguments)
+    assert (found.code, found.out.splitlines()[0]) == (0, f"{target}: allowed")
+    (reason,) = (line for line in found.out.splitlines() if line.startswith("  reason "))
+    assert "no registry of the policy covers it" in reason
+    assert said in reason
+    assert f"  to list   ramnet policy add {target}" in found.out.splitlines()
+    assert "to allow" not in found.out
+    assert ("  note      the policy's mode is audit" in found.out) is ("audit" in enforcement)
+
+
 BLOBS = "*.blob.core.windows.net"
 ADMITS = f"{BLOBS} admits every name below blob.core.windows.net, whoever has it"
 WIDE = """\

@@ -19,10 +19,12 @@ import pytest
 
 from ramnet.cli import policyapply
 from ramnet.core.policy import policy_digest
-from ramnet.errors import PolicyError, RamnetError
+from ramnet.core.trial import BEFORE_TRIAL
+from ramnet.errors import ControlError, HostError, PolicyError, RamnetError
+from ramnet.host import trial as trial_module
 from ramnet.host.control import ControlServer
 from ramnet.host.files import read_policy
-from ramnet.host.trial import Trials
+from ramnet.host.trial import Trials, digest_of, install, keep_before
 from tests.unit.cli.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,6 +48,7 @@ class Place:
         self.trials = Trials(str(self.policy), str(folder / "state"), self.told)
         self.lines: list[str] = []
         self.takes_up = True
+        self.busy = False
 
     def told(self, line: str) -> None:
         self.lines.append(line)
@@ -55,12 +58,14 @@ class Place:
         if self.takes_up:
             try:
                 digest = policy_digest(read_policy(str(self.policy)))
-            except PolicyError:
+            except (HostError, PolicyError):
                 digest = None
         found = {"path": str(self.policy), "digest": digest, "trial": self.trials.plain}
         return {"schema": 1, "policy": found}
 
     async def handle(self, request: Any) -> dict[str, Any]:
+        if self.busy:
+            raise ControlError("too many clients")
         self.trials.check()
         verbs: dict[str, Callable[[], dict[str, Any]]] = {
             "status": self.status,
@@ -71,7 +76,8 @@ class Place:
         return verbs[request["verb"]]()
 
     def arguments(self, *verb: str) -> tuple[str, ...]:
-        policy = () if verb[0] == "confirm" else ("--policy", str(self.policy))
+        state = ("--state-dir", str(self.folder / "state"))
+        policy = () if verb[0] == "confirm" else ("--policy", str(self.policy), *state)
         return ("policy", *verb, "--runtime-dir", str(self.folder / "run"), *policy)
 
     @property
@@ -300,6 +306,99 @@ def test_what_cannot_be_installed_leaves_no_trial(
     assert "no space left" in said.err
     assert place.trials.plain is None
     assert place.policy.read_text() == OLD
+
+
+@needs_root
+@pytest.mark.usefixtures("daemon")
+def test_a_trial_that_is_over_too_early_leaves_the_old_policy(
+    ramnet: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that hangs for longer than the trial lasts."""
+
+    def late(path: str, data: bytes) -> None:
+        if data == NEW.encode():
+            monkeypatch.setattr(trial_module, "since_boot", lambda: time.monotonic() + 1e6)
+            place.trials.check()
+        install(path, data)
+
+    monkeypatch.setattr(policyapply, "install", late)
+    said = ramnet(*place.arguments("apply", str(place.new), "--confirm", "5s"))
+    assert said.code == 1
+    assert "the trial was over before the policy was in place: the one before is back" in said.err
+    assert place.policy.read_text() == OLD
+
+
+@needs_root
+@pytest.mark.usefixtures("daemon")
+def test_a_failure_is_told_though_the_trial_is_over(
+    ramnet: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_path: str, _data: bytes) -> None:
+        place.trials.revert()
+        raise RamnetError("no space left")
+
+    monkeypatch.setattr(policyapply, "install", fails)
+    said = ramnet(*place.arguments("apply", str(place.new), "--confirm", "60s"))
+    assert (said.code, place.policy.read_text()) == (1, OLD)
+    assert "no space left" in said.err
+
+
+@needs_root
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("written", "left"), [("", "the one before is back"), ("# theirs\n", "somebody else wrote")]
+)
+def test_a_daemon_that_falls_silent_leaves_no_policy_unwatched(
+    ramnet: Run, place: Place, monkeypatch: pytest.MonkeyPatch, written: str, left: str
+) -> None:
+    def then_silent(path: str, data: bytes) -> None:
+        install(path, data)
+        place.busy = True
+        if written:
+            place.policy.write_text(NEW + written)
+
+    monkeypatch.setattr(policyapply, "install", then_silent)
+    said = ramnet(*place.arguments("apply", str(place.new), "--confirm", "60s"))
+    assert said.code == 1
+    assert "the daemon does not answer any more (too many clients)" in said.err
+    assert left in said.err
+    assert place.policy.read_text() == (NEW + written if written else OLD)
+
+
+CHANGES = [("apply", "{new}"), ("add", "quay.io"), ("remove", "docker.io")]
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_is_changed_while_the_daemon_cannot_tell_of_a_trial(
+    ramnet: Run, place: Place, change: tuple[str, str]
+) -> None:
+    place.busy = True
+    said = ramnet(*place.arguments(change[0], change[1].format(new=place.new)))
+    assert said.code == 1
+    assert "nothing was changed, as the policy may be on trial: too many clients" in said.err
+    assert "ramnet status" in said.err
+    assert (place.policy.read_text(), place.backup.exists()) == (OLD, False)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_trial_lasts_while_no_daemon_runs(
+    ramnet: Run, place: Place, change: tuple[str, str]
+) -> None:
+    before = OLD + "# before\n"
+    place.policy.write_text(before)
+    keep_before(str(place.policy), before.encode(), BEFORE_TRIAL)
+    digests = {"digest": digest_of(OLD.encode()), "before": digest_of(before.encode())}
+    place.trials.begin({"policy": str(place.policy), **digests, "span": 60})
+    install(str(place.policy), OLD.encode())
+    arguments = place.arguments(change[0], change[1].format(new=place.new))
+    said = ramnet(*arguments)
+    assert said.code == 1
+    assert "on trial, and no daemon is running" in said.err
+    assert f"remove {place.folder}/state/trial.json" in said.err
+    assert (place.policy.read_text(), place.backup.exists()) == (OLD, False)
+    (place.folder / "state" / "trial.json").unlink()
+    assert ramnet(*arguments).code == 0
 
 
 class Terminal:

@@ -14,7 +14,6 @@ from ramnet.core.policy import Policy
 from ramnet.errors import NameFault, ReferenceFault
 from tests.unit.core.support import allowed, host, ip, policy
 
-NOT_JUDGED = "; port {} is not judged strictly here, so it is not refused for that"
 DESTINATION = '[[destination]]\naddress = "git.example:9418"\n'
 
 
@@ -35,13 +34,9 @@ def leases(*learned: tuple[str, str, int]) -> LeaseTable:
 
 
 def asked(
-    text: str,
-    found: Policy | None,
-    held: LeaseTable | None = None,
-    now: float = 0.0,
-    judged: frozenset[int] | None = None,
+    text: str, found: Policy | None, held: LeaseTable | None = None, now: float = 0.0
 ) -> Explanation:
-    return explain(parse_target(text), allowed(found), held, now, judged)
+    return explain(parse_target(text), allowed(found), held, now)
 
 
 # What is asked about
@@ -130,23 +125,14 @@ def test_an_image_of_docker_hub() -> None:
     ],
 )
 def test_a_host_that_is_refused(text: str, reason: str) -> None:
-    """Where only some ports are judged, it is said of the others that nobody refuses them."""
-    found = policy("r.example:5000", "r.example:5001", "localhost:5000")
-    everywhere = asked(text, found)
-    assert (everywhere.allowed, everywhere.reason) == (False, reason)
-    judged = allowed(found).ports
-    some = asked(text, found, judged=judged)
-    port = parse_target(text).port
-    passes = "" if port in judged else NOT_JUDGED.format(port)
-    assert (some.allowed, some.reason) == (False, reason + passes)
+    found = asked(text, policy("r.example:5000", "r.example:5001", "localhost:5000"))
+    assert (found.allowed, found.reason) == (False, reason)
 
 
-def test_what_is_allowed_is_so_on_a_port_that_is_not_judged_too() -> None:
-    found = policy("r.example", more=DESTINATION)
-    for judged in (None, frozenset({443})):
-        said = asked("git.example:9418", found, judged=judged)
-        assert (said.allowed, said.reason) == (True, "policy: destination.address")
-        assert said.registry == "git.example:9418"
+def test_a_destination_allows_its_port() -> None:
+    said = asked("git.example:9418", policy("r.example", more=DESTINATION))
+    assert (said.allowed, said.reason) == (True, "policy: destination.address")
+    assert said.registry == "git.example:9418"
 
 
 def test_nothing_is_allowed_without_a_policy() -> None:

@@ -167,6 +167,17 @@ def test_whom_nothing_judges_nothing_refuses() -> None:
     assert (found.verdict, found.chain) == (Verdict.PASSES, "")
 
 
+def test_in_audit_what_would_be_refused_is_recorded() -> None:
+    found = table(containers=STRICT, refusal=Refusal(audit=True))
+    for who in WHO:
+        made = asked(found, who, "198.51.100.9", 443)
+        assert (made.verdict, made.rule[-len("goto refuse_") - len(who) :]) == (
+            Verdict.RECORDED,
+            f"goto refuse_{who}",
+        )
+    assert asked(found, WHO.ENGINE, "198.51.100.1", 5000).verdict is Verdict.ACCEPTED
+
+
 def test_every_rule_of_every_table_is_understood() -> None:
     """No rule that the compiler makes leaves a verdict open, whoever asks for whatever."""
     weak = [replace(scope, weak=Weak.STRICT, host=CATALOG) for scope in (CGROUP, MARK, UID, NETNS)]

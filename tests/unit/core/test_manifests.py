@@ -131,3 +131,19 @@ def test_a_digest_is_compared() -> None:
 )
 def test_the_platform_of_a_machine(machine: str, name: str) -> None:
     assert str(platform_of(machine)) == name
+
+
+def test_the_platforms_of_a_server_are_told_briefly_and_harmlessly() -> None:
+    """A server may name a thousand, and write to the terminal by them."""
+    found = read_manifest(
+        INDEXES[0],
+        index(*({"os": f"\x1b]0;{n:04}\x9b", "architecture": "x" * 999} for n in range(900))),
+    )
+    assert isinstance(found, Index)
+    with pytest.raises(WireError) as told:
+        choose(found, Platform("linux", "amd64"))
+    assert told.value.message.isprintable()
+    assert "0009" in told.value.message
+    assert "0010" not in told.value.message
+    assert told.value.message.endswith("and 890 more")
+    assert len(told.value.message) < 600

@@ -358,6 +358,9 @@ def test_json_of_one_line_stays_one_and_keeps_its_letters() -> None:
     "text",
     [
         '{"version": 1, "organization": "acme", "x-big": 1e999}',  # infinity is no JSON
+        # A parser keeps the last one only, and the first would be gone.
+        '{"version": 1, "organization": "acme", "x-a": 1, "x-a": 2}',
+        '{"version": 1, "organization": "acme", "x-a": {"b": [{"c": 1, "c": 1}]}}',
         HEAD + 'registry = [{address = "a.io"}]' + " " * MAX_INLINE,
     ],
 )

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramnet.core.trial import Outcome, Trial, judge, read_trial, write_trial
+from ramnet.core.trial import BEFORE_TRIAL, Outcome, Trial, judge, read_trial, write_trial
 from ramnet.errors import HostError
 
 TRIAL = Trial(
     policy="/etc/ramnet/policy.toml",
     digest="sha256:new",
-    backup="/etc/ramnet/policy.toml.before",
+    backup="/etc/ramnet/policy.toml.before-trial",
     before="sha256:old",
     boot="one",
     until=100.0,
@@ -59,7 +59,8 @@ def test_the_time_that_is_left(now: float, left: int) -> None:
 
 
 def test_what_is_kept_is_read_back() -> None:
-    for trial in (TRIAL, replace(TRIAL, policy='/a "b"\n\udcff', until=5)):
+    odd = '/a "b"\n\udcff'
+    for trial in (TRIAL, replace(TRIAL, policy=odd, backup=odd + BEFORE_TRIAL, until=5)):
         assert read_trial(write_trial(trial)) == trial
 
 
@@ -87,6 +88,12 @@ KEPT = {"schema": 1, **asdict(TRIAL)}
                 {**KEPT, "until": float("nan")},
                 {**KEPT, "deadline": float("inf")},
                 {**KEPT, "deadline": None},
+                {**KEPT, "backup": "/etc/passwd"},
+                {**KEPT, "backup": "/etc/ramnet/policy.toml.before"},
+                *(
+                    {**KEPT, "policy": path, "backup": path + BEFORE_TRIAL}
+                    for path in ("", "policy.toml", "/a\0b", "/a\ud800")
+                ),
             )
         ),
     ],

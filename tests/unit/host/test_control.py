@@ -34,7 +34,13 @@ async def answers(request: Any) -> dict[str, Any]:
 async def serving(
     folder: Path, handler: Callable[[Any], Awaitable[dict[str, Any]]] = answers, clients: int = 4
 ) -> AsyncIterator[ControlServer]:
-    server = ControlServer(str(folder), handler, root_only=frozenset({"off"}), clients=clients)
+    server = ControlServer(
+        str(folder),
+        handler,
+        root_only=frozenset({"off"}),
+        clients=clients,
+        in_turn=frozenset({"explain"}),
+    )
     await server.start()
     try:
         yield server
@@ -276,6 +282,83 @@ def test_too_many_clients_are_told_and_root_is_let_in(
                 writer.close()
                 await reader.read()
             assert json.loads(await said(tmp_path, b'{"verb": "status"}\n'))["ok"]
+
+    asyncio.run(story())
+
+
+class Slow:
+    """Answers ``explain`` when it is let go, and counts how many are at work."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.at_work = asyncio.Semaphore(0)
+        self.busy = self.most = 0
+
+    async def answer(self, request: Any) -> dict[str, Any]:
+        if request["verb"] == "status":
+            return {}
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        self.at_work.release()
+        try:
+            await self.go.wait()
+            if request["target"] == "bad":
+                raise NameFault("no such name", hint="")
+            return {}
+        finally:
+            self.busy -= 1
+
+
+EXPLAIN = b'{"verb": "explain", "target": "quay.io"}\n'
+STATUS = b'{"verb": "status"}\n'
+
+
+async def fine(folder: Path, line: bytes) -> bool:
+    return bool(json.loads(await said(folder, line))["ok"])
+
+
+@pytest.mark.parametrize(("uid", "most"), [(NOBODY, 1), (0, 3)])
+def test_what_costs_much_is_done_for_one_at_a_time_but_for_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, most: int
+) -> None:
+    monkeypatch.setattr(control, "_peer_uid", lambda _writer: uid)
+
+    async def story() -> None:
+        slow = Slow()
+        bad = EXPLAIN.replace(b"quay.io", b"bad")  # who fails ends its turn as well
+        async with serving(tmp_path, slow.answer), asyncio.TaskGroup() as group:
+            asked = [group.create_task(fine(tmp_path, line)) for line in (bad, EXPLAIN, bad)]
+            for _ in range(most):
+                await slow.at_work.acquire()
+            assert await fine(tmp_path, STATUS)
+            slow.go.set()
+            assert await asyncio.gather(*asked) == [False, True, False]
+        assert slow.most == most
+
+    asyncio.run(story())
+
+
+def test_whose_turn_does_not_come_is_told_and_root_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CLIENT_SECONDS", 0.2)
+    uids = [NOBODY, NOBODY, 0, NOBODY]
+    monkeypatch.setattr(control, "_peer_uid", lambda _writer: uids.pop(0))
+
+    async def story() -> None:
+        slow = Slow()
+        async with serving(tmp_path, slow.answer), asyncio.TaskGroup() as group:
+            first = group.create_task(fine(tmp_path, EXPLAIN))
+            await slow.at_work.acquire()
+            late = json.loads(await said(tmp_path, EXPLAIN))
+            busy = "too many others ask for 'explain'"
+            assert (late["error"], late["hint"]) == (busy, "try again")
+            root = group.create_task(fine(tmp_path, EXPLAIN))
+            await slow.at_work.acquire()
+            slow.go.set()
+            assert await first
+            assert await root
+            assert await fine(tmp_path, EXPLAIN)
 
     asyncio.run(story())
 

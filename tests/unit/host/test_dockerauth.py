@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,6 +84,8 @@ def test_no_login_is_none(folder: Path, value: object) -> None:
     [
         "{",
         {"auths": {"quay.io": {"auth": "%%%"}}},
+        {"auths": {"quay.io": {"auth": "gehe\u00efm"}}},
+        {"auths": {"quay.io": {"identitytoken": "\ud800"}}},
         {"auths": {"quay.io": {"auth": base64.b64encode(b"\xff:\xff").decode()}}},
         {"auths": {"quay.io": {"auth": base64.b64encode(b"a:" + b"b" * MAX_SECRET).decode()}}},
         {"credsStore": "../../bin/sh"},
@@ -136,7 +140,11 @@ def test_a_helper_that_does_not_help(folder: Path, script: str, why: str) -> Non
     assert "\033" not in told.value.message
 
 
-@pytest.mark.parametrize("script", ["exec sleep 60", "sleep 60"], ids=["itself", "its-child"])
+@pytest.mark.parametrize(
+    "script",
+    ["exec sleep 60", "sleep 60", "setsid sleep 20 & exit 0", "exec >&-; exec sleep 60"],
+    ids=["itself", "its-child", "a-child-that-left", "without-its-pipe"],
+)
 def test_a_helper_that_hangs_is_ended(
     folder: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +164,7 @@ def test_a_helper_runs_as_the_owner_of_the_file(monkeypatch: pytest.MonkeyPatch)
         folder.chmod(0o755)
         (folder / "bin").mkdir()
         monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+        monkeypatch.setattr(dockerauth, "SAFE_PATH", f"{folder}/bin:/usr/bin:/bin")
         check_owner(folder, monkeypatch)
 
 
@@ -171,6 +180,72 @@ def check_owner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = credentials_for("quay.io", path)
     assert found is not None
     assert found.secret == "65534 65534 none /nonexistent"
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's file that names a helper of root's PATH; the user may see both."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "bin").mkdir()
+        monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+        helper(folder, """echo "{\\"Username\\": \\"me\\", \\"Secret\\": \\"$(id -u)\\"}" """)
+        os.chown(config(folder, {"credsStore": "lab"}), 65534, 65534)
+        yield folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_helper_of_another_user_is_not_looked_for_where_roots_are(others: Path) -> None:
+    with pytest.raises(HostError, match="cannot be run"):
+        credentials_for("quay.io", others / "config.json")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_file_that_is_swapped_once_it_was_read_keeps_its_owner(
+    others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user puts a link to a file of root there, so that the helper would run as root."""
+    monkeypatch.setattr(dockerauth, "SAFE_PATH", f"{others}/bin:/usr/bin:/bin")
+    path = others / "config.json"
+    parsed = json.loads
+
+    def swapping(data: bytes) -> object:
+        if path.owner() != "root":
+            path.unlink()
+            path.symlink_to("/etc/passwd")
+        return parsed(data)
+
+    monkeypatch.setattr(json, "loads", swapping)
+    found = credentials_for("quay.io", path)
+    assert path.is_symlink()
+    assert found is not None
+    assert found.secret == "65534"
+
+
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path: Path) -> None:
+    """In a process of its own, which is no longer root."""
+    path = config(tmp_path, {"auths": {"quay.io": {"auth": AUTH}}})
+    tmp_path.chmod(0)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def ask() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            theirs.send(str(credentials_for("quay.io", path)))
+        except HostError as err:
+            theirs.send(err.message)
+
+    child = context.Process(target=ask)
+    child.start()
+    theirs.close()
+    try:
+        assert "config.json cannot be read" in ours.recv()
+    finally:
+        child.join()
+        tmp_path.chmod(0o755)
 
 
 def test_the_configuration_is_that_of_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ramnet.core.trial import BEFORE_TRIAL, judge
 from ramnet.errors import ControlError, HostError
 from ramnet.host import trial as module
 from ramnet.host.clock import boot_id, since_boot
@@ -21,6 +23,7 @@ from ramnet.host.trial import (
     digest_of,
     install,
     keep_before,
+    pending_trial,
 )
 
 NOBODY = 65534
@@ -48,9 +51,16 @@ class World:
         asked = {"policy": str(self.policy), "digest": digest_of(NEW), "before": digest_of(OLD)}
         return {"verb": "trial", **asked, "span": 60, **other}
 
+    @property
+    def backup(self) -> Path:
+        return backup_of(str(self.policy), BEFORE_TRIAL)
+
+    def keep(self) -> None:
+        keep_before(str(self.policy), OLD, BEFORE_TRIAL)
+
     def apply(self) -> None:
         """What the command line does."""
-        keep_before(str(self.policy), OLD)
+        self.keep()
         self.trials.begin(self.request())
         install(str(self.policy), NEW)
 
@@ -100,7 +110,7 @@ def test_a_trial_that_is_confirmed_stays(world: World) -> None:
         trials.check()
         assert world.policy.read_bytes() == NEW
     assert (world.told, world.kept) == ([], False)
-    assert backup_of(str(world.policy)).read_bytes() == OLD
+    assert world.backup.read_bytes() == OLD
     with pytest.raises(ControlError, match="no policy is on trial"):
         world.trials.confirm()
 
@@ -133,7 +143,7 @@ def test_it_can_be_undone_at_once(world: World) -> None:
 
 
 def test_what_was_never_put_in_place_is_not_undone(world: World) -> None:
-    keep_before(str(world.policy), OLD)
+    world.keep()
     world.trials.begin(world.request())
     world.trials.check()
     with pytest.raises(ControlError, match="not the one that is in place"):
@@ -210,7 +220,7 @@ def test_without_what_was_kept_the_new_one_stays(
     world: World, spoil: Callable[[Path], object]
 ) -> None:
     world.apply()
-    spoil(backup_of(str(world.policy)))
+    spoil(world.backup)
     world.now += 60
     world.trials.check()
     assert world.policy.read_bytes() == NEW
@@ -245,7 +255,7 @@ def test_what_cannot_be_put_back_is_tried_again(
 def test_a_crash_between_the_two_steps_of_undoing(world: World) -> None:
     """The file is back and the trial is still kept."""
     world.apply()
-    backup_of(str(world.policy)).rename(world.policy)
+    world.backup.rename(world.policy)
     world.now += 60
     world.daemon().check()
     assert (world.policy.read_bytes(), world.kept) == (OLD, False)
@@ -277,11 +287,13 @@ def test_a_state_that_cannot_be_removed_ends_nothing(world: World) -> None:
         {"policy": 5},
         {"before": []},
         {"policy": "/etc/other.toml"},
+        {"policy": "/a\0b"},
+        {"policy": "/a\ud800"},
         {"before": digest_of(OTHER)},
     ],
 )
 def test_what_cannot_be_promised(world: World, other: dict[str, object]) -> None:
-    keep_before(str(world.policy), OLD)
+    world.keep()
     with pytest.raises(ControlError):
         world.trials.begin(world.request(**other))
     assert not world.kept
@@ -299,7 +311,7 @@ def test_one_trial_at_a_time(world: World) -> None:
 
 
 def test_nothing_is_promised_where_the_state_cannot_be_kept(world: World) -> None:
-    keep_before(str(world.policy), OLD)
+    world.keep()
     (world.state / STATE_FILE).mkdir()
     with pytest.raises(HostError, match="cannot be written"):
         world.trials.begin(world.request())
@@ -310,7 +322,7 @@ def test_nothing_is_promised_in_a_folder_that_cannot_be_written(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the unit of a version before this one leaves it; root may write anywhere else."""
-    keep_before(str(world.policy), OLD)
+    world.keep()
     monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
     with pytest.raises(ControlError, match="could not put the old policy back") as caught:
         world.trials.begin(world.request())
@@ -328,6 +340,87 @@ def test_what_was_kept_and_cannot_be_read_is_told(world: World, data: bytes) -> 
     world.trials = trials
     world.apply()
     assert trials.problem == ""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backup": "/etc/passwd"},
+        {"backup": "/etc/ramnet/a\0b"},
+        {"policy": "/etc/\ud800", "backup": "/etc/\ud800.before-trial"},
+    ],
+)
+def test_what_somebody_spoiled_is_told(world: World, other: dict[str, str]) -> None:
+    world.apply()
+    state = world.state / STATE_FILE
+    state.write_text(json.dumps({**json.loads(state.read_text()), "backup": "", **other}))
+    world.now += 60
+    trials = world.daemon()
+    trials.check()
+    assert "no trial of a policy" in trials.problem
+    assert (world.told, world.policy.read_bytes()) == ([trials.problem], NEW)
+
+
+def test_what_another_command_keeps_is_not_what_is_put_back(world: World) -> None:
+    world.apply()
+    keep_before(str(world.policy), OTHER)
+    world.now += 60
+    world.trials.check()
+    assert world.policy.read_bytes() == OLD
+
+
+def test_what_comes_into_place_while_the_trial_ends_is_undone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the file and the end: a command line could still see the trial."""
+    world.keep()
+    world.trials.begin(world.request())
+    world.now += 60
+
+    def slow(*arguments: Any) -> Any:
+        found = judge(*arguments)
+        install(str(world.policy), NEW)
+        return found
+
+    monkeypatch.setattr(module, "judge", slow)
+    world.trials.check()
+    assert (world.policy.read_bytes(), world.kept) == (OLD, False)
+    assert world.told == ["the policy before is back: it was put in place too late"]
+
+
+def test_who_has_no_daemon_to_ask_sees_what_is_kept(world: World) -> None:
+    def pending(policy: Path) -> bool:
+        return pending_trial(str(policy), str(world.state)) is not None
+
+    assert not pending(world.policy)
+    world.apply()
+    assert pending(world.policy)
+    world.now += 60  # the next daemon will undo it
+    assert pending(world.policy)
+    other = world.folder / "policy.toml"
+    other.write_bytes(NEW)
+    assert not pending(other)
+    rewrite(world)
+    assert not pending(world.policy)
+
+
+@pytest.mark.parametrize("leads_to", ["victim", "nowhere", "victim hard"])
+def test_a_link_where_the_file_before_is_kept_is_not_followed(world: World, leads_to: str) -> None:
+    """Of somebody who may write in that folder, and wants root to write elsewhere."""
+    victim = world.folder / "victim"
+    victim.write_bytes(OTHER)
+    victim.chmod(0o600)
+    world.policy.chmod(0o4644)
+    backup = backup_of(str(world.policy))
+    if leads_to == "victim hard":
+        backup.hardlink_to(victim)
+    else:
+        backup.symlink_to(world.folder / leads_to)
+    keep_before(str(world.policy), OLD)
+    assert (backup.is_symlink(), backup.read_bytes()) == (False, OLD)
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o644
+    assert (victim.read_bytes(), stat.S_IMODE(victim.stat().st_mode)) == (OTHER, 0o600)
+    assert not (world.folder / "nowhere").exists()
 
 
 def test_a_trial_of_another_policy_is_not_ours(world: World) -> None:
@@ -351,7 +444,7 @@ def test_the_file_keeps_its_owner_and_mode_through_all_of_it(world: World) -> No
         return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
     world.apply()
-    assert looks(world.policy) == looks(backup_of(str(world.policy))) == (NOBODY, NOBODY, 0o640)
+    assert looks(world.policy) == looks(world.backup) == (NOBODY, NOBODY, 0o640)
     world.trials.revert()
     assert looks(world.policy) == (NOBODY, NOBODY, 0o640)
 
@@ -364,6 +457,7 @@ def test_a_link_stays_a_link(world: World) -> None:
     world.apply()
     assert (world.policy.is_symlink(), real.read_bytes()) == (True, NEW)
     assert backup_of(str(world.policy)) == world.folder / "real.toml.before"
+    assert world.backup == world.folder / "real.toml.before-trial"
     world.trials.revert()
     assert (world.policy.is_symlink(), real.read_bytes()) == (True, OLD)
 

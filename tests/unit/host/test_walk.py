@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -503,6 +505,72 @@ def test_a_login_is_not_sent_without_tls(
     assert "without TLS" in hops[-1].error
 
 
+def test_who_is_redirected_to_does_not_say_where_the_login_goes() -> None:
+    """Neither in answer to the ping nor later; the realm would get the password."""
+
+    def thief(_: Asked) -> Said:
+        return Said(401, b"", {"WWW-Authenticate": 'Bearer realm="/token"'})
+
+    with serving(thief) as other:
+        onward = Said(307, b"", {"Location": f"http://127.0.0.1:{other.port}/v2/"})
+        for odd in ({"": onward}, {"latest": onward}, {digest(LAYER): onward}):
+            with serving(image(odd=odd)) as server:
+                hops = walk(
+                    server,
+                    listed=("localhost:*", "127.0.0.1:*"),
+                    credentials=Credentials("me", "secret"),
+                )
+            assert "not the registry itself" in hops[-1].error
+            assert (hops[-1].role, hops[-1].status) == (Role.REDIRECT, 401)
+    assert {(asked.path, asked.authorization) for asked in other.asked} == {("/v2/", "")}
+
+
+def test_an_insecure_registrys_login_goes_to_no_other_without_tls() -> None:
+    with serving(protected(own)) as realm:
+        SERVERS.append(realm)
+        with serving(protected(own)) as server:
+            for who in (Credentials("me", "secret"), Credentials("", "refresh", identity=True)):
+                hops = walk(server, credentials=who)
+                assert (hops[-1].role, hops[-1].dialled) == (Role.TOKEN, False)
+                assert "without TLS" in hops[-1].error
+    assert realm.asked == []
+
+
+def test_what_an_insecure_registry_names_is_verified(pki: Pki) -> None:
+    """Its own certificate need not be good; that of a host that it redirects to must be."""
+    with serving(image(), tls(pki, "localhost")) as blobs:
+        onward = Said(307, b"", {"Location": f"https://localhost:{blobs.port}/{digest(LAYER)}"})
+        answers = image(odd={digest(LAYER): onward})
+        with serving(answers, tls(pki, "other.example")) as server:
+            hops = walk(server)
+        assert blobs.asked == []
+    assert [hop.status for hop in hops] == [200, 200, 200, 307, None]
+    assert "certificate is not accepted" in hops[-1].error
+
+
+def test_the_registrys_client_certificate_is_shown_to_no_other(pki: Pki, tmp_path: Path) -> None:
+    files = (tmp_path / "client.cert", tmp_path / "client.key")
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    argv += ["-nodes", "-subj", "/CN=me", "-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run(argv, check=True, capture_output=True)
+    strict = tls(pki, "localhost")
+    strict.load_verify_locations(files[0])
+    strict.verify_mode = ssl.CERT_REQUIRED
+    with serving(image(), strict) as blobs:
+        onward = Said(307, b"", {"Location": f"https://localhost:{blobs.port}/{digest(LAYER)}"})
+        with serving(image(odd={digest(LAYER): onward}), strict) as server:
+            folder = tmp_path / f"localhost:{server.port}"
+            folder.mkdir()
+            (folder / "ca.crt").write_bytes(pki.ca.read_bytes())
+            for file in files:
+                file.rename(folder / file.name)
+            hops = secure_walk(server, tmp_path)
+        assert blobs.asked == []
+    # The authority of the folder holds for both: Docker believes it of both.
+    assert [hop.status for hop in hops] == [200, 200, 200, 307, None]
+    assert "certificate is not accepted" not in hops[-1].error
+
+
 @pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
 def test_a_certificate_that_is_none_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "corp.example").mkdir()
@@ -629,3 +697,47 @@ def test_a_walk_that_is_killed_is_told() -> None:
 
     with pytest.raises(HostError, match="ended by itself"):
         list(walking(steps, None))
+
+
+def test_a_walk_has_an_end_of_its_own() -> None:
+    """The kernel's: whoever would kill it may hang."""
+    (left,) = walking(lambda: iter([signal.alarm(0)]), None, seconds=30)
+    assert 0 < left <= 40
+
+
+_KILLED = """
+import time
+from ramnet.host.walking import walking
+def steps():
+    import os
+    yield os.getpid()
+    time.sleep(60)
+for pid in walking(steps, None):
+    print(pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_walk_ends_with_whoever_wants_it(number: signal.Signals) -> None:
+    argv = [sys.executable, "-c", _KILLED]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(number)
+        parent.wait(10)
+        watched = Path(f"/proc/{child}/stat")
+        end = time.monotonic() + 5
+        while alive(watched) and time.monotonic() < end:
+            time.sleep(0.02)
+        left = alive(watched)
+        if left:
+            os.kill(child, signal.SIGKILL)
+    assert not left
+
+
+def alive(stat: Path) -> bool:
+    """Tell whether a process runs; a dead one may wait for somebody to ask for it."""
+    try:
+        return stat.read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
