@@ -47,7 +47,11 @@ def cache_folder(name: str) -> Path:
 
 
 def run(argv: Sequence[str], pass_fds: Sequence[int] = ()) -> str:
-    """Run a program; ``DebianError`` with the end of what it said when it fails or hangs."""
+    """Run a program; ``DebianError`` with the end of what it said when it fails or hangs.
+
+    What is set for this Python is not for those of the tree: where they keep bytecode, above all.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     try:
         done = subprocess.run(
             argv,
@@ -57,6 +61,7 @@ def run(argv: Sequence[str], pass_fds: Sequence[int] = ()) -> str:
             errors="replace",
             timeout=BUILD_SECONDS,
             pass_fds=pass_fds,
+            env=env,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as err:

@@ -33,8 +33,9 @@ from tests.vm.world import VmWorld
 pytestmark = pytest.mark.timeout(900)
 
 EXPOSURE, EXPOSURE_OF_NOTICE = 2.0, 0.6
-NOTICE_SECONDS = 60.0
-PULL_SECONDS = 90.0
+NOTICE_SECONDS = 180.0
+PULL_SECONDS = 180.0
+RESTART_SECONDS, SNAPSHOT_SECONDS = 180.0, 180.0
 # The image of a container needs no AppArmor here: its program that loads profiles is not installed.
 RUN = "docker run --detach --security-opt apparmor=unconfined"
 ALLOWED = "registry.corp.example:5000/acme/app"
@@ -337,20 +338,34 @@ def test_after_a_reboot_it_is_in_force(machine: Machine, world: VmWorld) -> None
     machine.judged(world)
 
 
-def test_uninstall_leaves_nothing(machine: Machine, world: VmWorld) -> None:
-    vm = machine.vm
-    docker = shown(vm, "docker.service", "MainPID")
-    said = vm.run(f"{NEWER}/bootstrap uninstall --purge", seconds=120)
+def test_uninstall_says_who_is_no_longer_judged(machine: Machine) -> None:
+    machine.engines["docker.service"] = shown(machine.vm, "docker.service", "MainPID")
+    said = machine.vm.run(f"{NEWER}/bootstrap uninstall --purge", seconds=INSTALL_SECONDS)
     assert "docker.service run on and are not judged" in said.err
+
+
+def test_uninstall_leaves_no_rule_and_no_unit(machine: Machine) -> None:
+    vm = machine.vm
     assert vm.run("nft list tables | grep ramnet", check=False).out == ""
     files = vm.run("systemctl list-unit-files --no-legend 'ramnet*'", check=False).out.splitlines()
     assert [line for line in files if not line.startswith("ramnet-vm-agent.")] == []
+
+
+def test_uninstall_leaves_no_file(machine: Machine) -> None:
+    vm = machine.vm
     assert vm.run("ls -d /run/ramnet /var/cache/ramnet-bootstrap", check=False).out == ""
-    before, after = (set(text.splitlines()) for text in (machine.snapshot, vm.run(SNAPSHOT).out))
+    now = vm.run(SNAPSHOT, seconds=SNAPSHOT_SECONDS).out
+    before, after = (set(text.splitlines()) for text in (machine.snapshot, now))
     assert sorted(before ^ after) == []
-    assert shown(vm, "docker.service", "MainPID") == docker
+
+
+def test_after_an_uninstall_engines_run_on_and_pull_all(machine: Machine, world: VmWorld) -> None:
+    assert shown(machine.vm, "docker.service", "MainPID") == machine.engines["docker.service"]
     with world.capture() as capture:
         assert machine.pull(REFUSED[0])
         assert capture.to(EVIL)
-    vm.run("systemctl restart docker")
-    assert shown(vm, "docker.service", "ControlGroup") == "/system.slice/docker.service"
+
+
+def test_after_an_uninstall_an_engine_starts_in_its_old_place(machine: Machine) -> None:
+    machine.vm.run("systemctl restart docker", seconds=RESTART_SECONDS)
+    assert shown(machine.vm, "docker.service", "ControlGroup") == "/system.slice/docker.service"

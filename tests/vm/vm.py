@@ -260,6 +260,9 @@ class Vm:
         words = ["root=/dev/vda", "rw", "console=ttyS0", "loglevel=5", "mitigations=off"]
         # The program that loads what AppArmor is to enforce is not in the image.
         words += ["net.ifnames=0", "fsck.mode=skip", "apparmor=0"]
+        # An emulated kernel may trip over code that it patches while another processor runs it.
+        # During a boot that costs another boot; later, a test is told that it started anew.
+        words.append("panic=-1")
         if self._init:
             words.append(f"init={self._init}")
         if self._blacklist:
