@@ -114,7 +114,7 @@ build_release() {
     cp -r "$work/site/." "$dir/venv/$site"
     rm -rf "$work"
     environment_files "$dir/venv" "$python"
-    install -m 755 "$checkout"/systemd/ramnet-{lock,boot,docker-proxy} "$dir/libexec"
+    install -m 755 "$checkout"/systemd/ramnet-{lock,wait,boot,docker-proxy} "$dir/libexec"
     ln -s ../ramnet-docker-proxy "$dir/libexec/docker/docker-proxy"
     install -m 644 "$checkout"/systemd/*.{service,socket,slice,conf} "$dir/systemd"
     install -m 644 "$checkout/docs/ramnet.8" "$dir/share"

@@ -24,6 +24,7 @@ EXPOSURE = 2.0
 EXPOSURE_OF_NOTICE = 0.6
 ANALYZE = shutil.which("systemd-analyze")
 LOCK = "/opt/ramnet/current/libexec/ramnet-lock"
+WAIT = "/opt/ramnet/current/libexec/ramnet-wait"
 
 needs_systemd = pytest.mark.skipif(
     ANALYZE is None and os.environ.get("CI") != "true", reason="needs systemd-analyze"
@@ -141,10 +142,52 @@ def test_no_start_has_the_sockets_of_the_notice_block(unit: str) -> None:
 
 def test_engines_start_only_with_rules_in_force() -> None:
     """The start itself depends on it: a job that failed by a dependency is never tried again."""
-    assert settings("engine.conf")["ExecStartPre"] == [f"+{LOCK}"]
+    assert settings("engine.conf")["ExecStartPre"] == [f"+{LOCK}", f"-+{WAIT}"]
     assert settings("engine.conf")["StartLimitIntervalSec"] == ["0"]
     assert settings("engine.conf")["Slice"] == ["ramnetengines.slice"]
-    assert {"ramnet-lock.service", "ramnet.service"} <= words("engine.conf", "After")
+    assert "ramnet-lock.service" in words("engine.conf", "After")
+
+
+def test_no_order_has_an_engine_wait_for_a_daemon_that_cannot_start() -> None:
+    """A start that is tried again has not ended for systemd: it would wait, and not say so."""
+    assert "ramnet.service" not in words("engine.conf", "After")
+    assert "Before" not in settings("ramnet.service")
+
+
+@pytest.mark.parametrize(
+    ("state", "waits"),
+    [
+        ("active running 0", False),
+        ("active running 7", False),
+        ("activating start-pre 7", True),
+        ("activating start 7", True),
+        ("inactive dead 7", True),  # its turn has not come yet
+        ("activating auto-restart 7", False),
+        ("activating auto-restart-queued 7", False),
+        ("inactive dead 0", False),
+        ("failed failed 0", False),
+        ("deactivating stop-sigterm 0", False),
+    ],
+)
+def test_an_engine_waits_for_the_daemon_as_long_as_there_is_hope(
+    tmp_path: Path, state: str, waits: bool
+) -> None:
+    active, sub, job = state.split()
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        f"#!/bin/sh\necho ActiveState={active}\necho SubState={sub}\necho Job={job}\n", "utf-8"
+    )
+    systemctl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [SYSTEMD / "ramnet-wait"],
+        env={"PATH": path, "RAMNET_WAIT_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert ("is not ready" in done.stderr) is waits
 
 
 @pytest.mark.parametrize("key", ["Requires", "Requisite", "BindsTo", "PartOf"])

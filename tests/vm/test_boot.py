@@ -187,12 +187,14 @@ def test_a_lock_that_cannot_be_loaded(trouble: Trouble, vm: Vm, world: VmWorld) 
         # that has just begun status does not tell yet.
         for unit, why in (
             ("ramnet-lock", "nf_tables|cannot enforce"),
-            ("docker", "ramnet-lock .*status=[1-9]"),
+            ("containerd", "ramnet-lock .*status=[1-9]"),
             ("boot-engine", "ramnet-lock .*status=[1-9]"),
         ):
             script = f"systemctl status {unit} | tee /dev/stderr | grep -E {why!r}"
             vm.wait_for(script, seconds=3 * BOOT_SECONDS)
             assert vm.run(f"systemctl is-active {unit}", check=False).out.strip() != "active"
+        # Docker's own order has it wait for containerd, of which systemd tells why.
+        assert vm.run("systemctl is-active docker", check=False).out.strip() != "active"
         told("a lock that could not be", trouble.after(f"rm {NO_NF_TABLES}", seconds=START_SECONDS))
         vm.wait_for(f"docker pull --quiet {ALLOWED_IMAGE}", seconds=BOOT_SECONDS)
         trouble.is_refused("boot-engine", START_SECONDS)
