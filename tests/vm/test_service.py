@@ -120,10 +120,13 @@ class Machine:
 
     def wait_other(self, pid: str, seconds: float, unit: str = "ramnet.service") -> None:
         """Wait until another process than this one is ready, of the daemon or of another unit."""
-        show = f"systemctl show --property=MainPID,ActiveState --value {unit}"
-        line = f"echo $({show})"
+        # One at a time: in what order several are told depends on the version of systemd.
+        main, state = (
+            f"$(systemctl show --property={key} --value {unit})"
+            for key in ("MainPID", "ActiveState")
+        )
         self.vm.wait_for(
-            f'set -- $({line}); [ "$1" != {pid} ] && [ "$1" != 0 ] && [ "$2" = active ]',
+            f'set -- {main} {state}; [ "$1" != {pid} ] && [ "$1" != 0 ] && [ "$2" = active ]',
             seconds=seconds,
         )
 
