@@ -31,7 +31,7 @@ from ramnet.host.files import read_owned
 MAX_CONFIG: Final = 1024 * 1024
 MAX_SECRET: Final = 64 * 1024
 # A helper may ask a cloud, or a keychain that has to be opened.
-HELPER_SECONDS: Final = 15.0
+HELPER_SECONDS: Final = 30.0
 # Where a helper of another user is looked for: root's own PATH may lead where only root may go.
 SAFE_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 # docker/docker-credential-helpers, credentials/error.go.

@@ -18,6 +18,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -343,6 +344,10 @@ class Asked:
         return str(DNSRecord.parse(self.wire).q.qname).rstrip(".").lower()
 
 
+# Pairs of neighbouring ports, of some 14,000: more than all tests use in the time of a flow.
+_recent_pairs: deque[int] = deque(maxlen=4096)
+
+
 class Clients:
     """Ordinary programs of a sandbox that ask for names; their sockets are closed at the end."""
 
@@ -358,11 +363,22 @@ class Clients:
         self._stack.close()
 
     def bind(self, towards: str) -> socket.socket:
-        """Make a UDP socket on the client's own address towards a server; nothing is sent."""
+        """Make a UDP socket on the client's own address towards a server; nothing is sent.
+
+        Neither its port nor its neighbour (``port ^ 1``) was any client's a short while ago: the
+        kernel remembers a flow for half a minute after its socket, and what a server sends to its
+        port is no lie until then.
+        """
         own = self._own[family_of(towards)]
-        sock = self._stack.enter_context(socket_in(self.sandbox, own, socket.SOCK_DGRAM))
+        while True:
+            sock = socket_in(self.sandbox, own, socket.SOCK_DGRAM)
+            pair = sock.getsockname()[1] >> 1
+            if pair not in _recent_pairs:
+                break
+            sock.close()
+        _recent_pairs.append(pair)
         sock.settimeout(LEARN_SECONDS)
-        return sock
+        return self._stack.enter_context(sock)
 
     def ask(self, server: str, wire: bytes) -> Asked:
         """Send a query from a fresh port."""

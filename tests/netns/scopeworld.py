@@ -15,7 +15,7 @@ from typing import Any
 from ramnet.core.terms import TABLE
 from ramnet.errors import HostError
 from ramnet.host.bpf import marks
-from ramnet.host.cgroups import mount_point
+from ramnet.host.cgroups import PROBE_PREFIX, mount_point
 from ramnet.host.elements import Elements
 from ramnet.lab.lab import Lab
 from ramnet.lab.process import wait_until
@@ -23,7 +23,7 @@ from ramnet.lab.ramnet import Daemon
 from ramnet.lab.sandbox import Sandbox, joining
 from tests.netns.dnsworld import inside
 from tests.netns.places import Place
-from tests.netns.support import wait_status
+from tests.netns.support import hung, wait_status
 
 # The look at the kernel once a second, a probe, and slack for a loaded machine.
 REPAIR_SECONDS = 3.0
@@ -161,6 +161,19 @@ def renew(group: Path, top: Path | None = None) -> None:
     ids = {place: place.stat().st_ino for place in (group, last)}
     wait_until(lambda: _removed(group, last, ids), BUSY_SECONDS, f"{last} is busy")
     group.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def hung_at_rest(house: House, daemon: Daemon) -> Iterator[None]:
+    """Stop the daemon between two of its probes: one that is stopped keeps its cgroup busy."""
+    top = mount_point() / house.lab.name
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        with hung(daemon):
+            if time.monotonic() > end or not any(top.rglob(f"{PROBE_PREFIX}*")):
+                yield
+                return
+        time.sleep(FED_SECONDS / 100)
 
 
 def _removed(group: Path, last: Path, ids: Mapping[Path, int]) -> bool:

@@ -38,6 +38,7 @@ from tests.netns.scopeworld import (
     configured,
     flush,
     foreign_table,
+    hung_at_rest,
     marked,
     mptcp,
     program,
@@ -53,7 +54,6 @@ from tests.netns.support import (
     DUAL_REGISTRY,
     Ramnet,
     Target,
-    hung,
     policy,
     put_policy,
     remove_rules,
@@ -146,12 +146,12 @@ def test_a_group_that_is_made_anew_is_known_at_once(
         assert outcomes(engine(house, group), REFUSED[:1]) == {"refused"}
     assert min(took) < SOON, took
     # Control: what is not fed is not judged.
-    with hung(daemon):
+    with hung_at_rest(house, daemon):
         renew(group)
         not_judged(house, group)
     wait_recognised(house, rung, group)
     judged(house, group)
-    wait_well(daemon, PROBE_AGAIN_SECONDS)
+    wait_well(daemon, 3 * PROBE_AGAIN_SECONDS)
     (said,) = status(daemon)["scope"]["groups"]
     assert said["id"] == group.stat().st_ino
 
@@ -168,7 +168,7 @@ def test_several_groups_at_several_depths(house: House, ramnet: Ramnet, rung: st
     judged(house, one, two, deep, below)
     assert outcomes(engine(house, deep.parent), REFUSED) == {"reached"}
     below.rmdir()
-    with hung(daemon):
+    with hung_at_rest(house, daemon):
         renew(two)
         renew(deep, deep.parent.parent)
         not_judged(house, two, deep)
@@ -190,7 +190,7 @@ def test_a_group_and_the_table_that_go_together_come_back_together(
     """The table names groups by their paths: one that is gone would be a table that is refused."""
     group = house.group("engine")
     daemon = ramnet(POLICY, config=configured(rung, group))
-    with hung(daemon):
+    with hung_at_rest(house, daemon):
         group.rmdir()
         group.parent.rmdir()
         house.lab.client.run(["nft", "flush", "ruleset"])
@@ -295,7 +295,7 @@ def test_what_somebody_else_takes_away_is_put_back(house: House, ramnet: Ramnet,
     group = house.group("engine")
     daemon = ramnet(POLICY, config=configured(rung, group))
     wait_leases(daemon, len(ALLOWED))
-    with hung(daemon):
+    with hung_at_rest(house, daemon):
         tamper(house, group)
         not_judged(house, group)
     wait_recognised(house, rung, group)
@@ -304,7 +304,7 @@ def test_what_somebody_else_takes_away_is_put_back(house: House, ramnet: Ramnet,
     tamper(house, group)
     assert wait_recognised(house, rung, group) < REPAIR_SECONDS
     assert outcomes(engine(house, group), REFUSED) == {"refused"}
-    wait_well(daemon, PROBE_AGAIN_SECONDS)
+    wait_well(daemon, 3 * PROBE_AGAIN_SECONDS)
     assert "another program changed what tells engines apart" in daemon.log
 
 
@@ -448,18 +448,18 @@ def test_nothing_leaks_and_nobody_else_is_refused_through_its_whole_life(
                 inside.wait_attempts(PHASE)
                 assert recognised(house, rung, group), "what was put in place stays"
                 daemon.start()
-            with hung(daemon):
+            with hung_at_rest(house, daemon):
                 inside.wait_attempts(PHASE)
             put_policy(daemon, ANOTHER_POLICY)
             inside.wait_attempts(PHASE)
             empty = "table inet ramnet\ndelete table inet ramnet\n"
-            with hung(daemon):
+            with hung_at_rest(house, daemon):
                 before = inside.report.total.attempted
                 gone = time.time()
                 lab.client.run(["nft", "-f", "-"], input=empty)
                 inside.wait_attempts(PHASE)
             wait_repairs(daemon, 1)
-            wait_well(daemon, PROBE_AGAIN_SECONDS)
+            wait_well(daemon, 3 * PROBE_AGAIN_SECONDS)
             back = time.time()
             inside.wait_attempts(PHASE)
         report = inside.stop()

@@ -12,8 +12,8 @@ CHECKOUT = "/mnt/code"
 POLICY_FILE = "/etc/ramnet/policy.toml"
 RAMNET = "/usr/local/bin/ramnet"
 # Half a minute natively. What an emulated machine needs for it depends on who else is at work.
-INSTALL_SECONDS = 600.0
-READY_SECONDS = 240.0
+INSTALL_SECONDS = 400.0
+READY_SECONDS = 120.0
 
 POLICY = """\
 version = 1

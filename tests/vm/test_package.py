@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 
 ALLOWED = "docker.io/library/busybox"  # by the policy that a new machine gets
 REFUSED = "evil.example/acme/app"
-EMULATED_SECONDS = 240.0
+EMULATED_SECONDS = 120.0
 
 # Connects to a refused address all the time, as an engine.
 _STREAM = f"""\
