@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ def leave_machine_netns() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the hypothesis profile and leave the machine's network namespace."""
+    # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("ci" if everything_is_required() else "default")
     machine_fd = os.open(OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
     machine = str(OWN_NETNS.readlink())

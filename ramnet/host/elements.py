@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import product
@@ -74,6 +75,9 @@ _GROUP = struct.Struct("=Q")
 # One netlink datagram must fit the send buffer (212,992 bytes by default); an add-delete-add of an
 # IPv6 element with its comment takes about 600 bytes.
 BATCH_ELEMENTS = 128
+# So often at most is a set read that comes out with an element twice: the kernel resizes a table a
+# few times in a row at most, a few milliseconds each.
+READINGS = 10
 
 
 # The table's number, and each chain with the count of its rules and of the jumps to it.
@@ -341,11 +345,22 @@ class Elements:
         for (version, width), port in product(((4, 4), (6, 16)), (1, ANY_PORT)):
             set_name = host_set(name, version, port).encode()
             request = self._head + attribute(NFTA_SET_ELEM_LIST_SET, set_name + b"\0")
-            try:
-                for part in self._socket.dump(NFT_MSG_GETSETELEM, request):
-                    yield from _parse_list(part, width)
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):
+                yield from self._whole_list(request, width)
+
+    def _whole_list(self, request: bytes, width: int) -> Iterable[Element]:
+        """Read a set, again where its table was resized meanwhile.
+
+        The kernel goes on where it was by a number of elements (nft_rhash_walk): in a table that it
+        has just resized they stand in another order, so as many are left out as come twice.
+        """
+        for _ in range(READINGS):
+            parts = self._socket.dump(NFT_MSG_GETSETELEM, request)
+            found = [element for part in parts for element in _parse_list(part, width)]
+            once = {(element.address, element.port): element for element in found}
+            if len(once) == len(found):
+                break
+        return once.values()
 
 
 def _text(value: memoryview) -> str:

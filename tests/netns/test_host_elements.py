@@ -53,6 +53,7 @@ NO_OTHERS = Classes(ClassMode.STRICT, ClassMode.OFF, ClassMode.OFF)
 
 ONE, TWO, SIX = (ip_address(text) for text in ("198.51.100.1", "198.51.100.2", "2001:db8::1"))
 LONG = ".".join(["a" * 31] * 4)  # 127 characters
+GROWTHS = 20
 
 
 def on_kernel(work: Work[T], size: int = 1024) -> T:
@@ -185,6 +186,21 @@ def test_more_than_a_batch(count: int) -> None:
         assert listed(elements) == {}
 
     on_kernel(work)
+
+
+def test_a_list_is_whole_while_the_set_grows() -> None:
+    """The kernel makes room in a hash set while it is read: parts of a list repeat others then."""
+    base = ip_address("2001:db8::")
+    many = [Element(base + n, 65_535, 3600.0, LONG[:120]) for n in range(16 * BATCH_ELEMENTS)]
+
+    def work(elements: Elements, _nft: Nft) -> None:
+        for end in range(BATCH_ELEMENTS, len(many) + 1, BATCH_ELEMENTS):
+            elements.write(ALLOW, many[end - BATCH_ELEMENTS : end])
+            found = [item.address for item in elements.list(ALLOW)]
+            assert sorted(found) == [item.address for item in many[:end]]
+
+    for _ in range(GROWTHS):
+        on_kernel(work, size=2 * len(many))
 
 
 @pytest.mark.parametrize(
