@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from ramnet.core.http import split_head
 from ramnet.core.names import MAX_LABEL, HostName, parse_host
-from ramnet.errors import NameFault, WireError
+from ramnet.errors import NameFault
 
-# The head of a request: four times what Docker sends with a token, as nginx and Apache have it.
-MAX_HEAD: Final = 8 * 1024
 # Octets. X.520 (ub-common-name, ub-organization-name): longer ones are refused by many.
 MAX_ATTRIBUTE: Final = 64
 
@@ -37,8 +36,6 @@ _LETTERS: Final = str.maketrans(
 _FULLWIDTH_PERCENT: Final = "\uff05"
 _NOT_LDH: Final = re.compile(r"[^a-z0-9]+")
 _NOT_PRINTABLE: Final = re.compile(r"[^ -~]+")
-_END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")  # RFC 9110, 5.6.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,50 +109,19 @@ class Asked:
     html: bool = False
 
 
-def head_of(data: bytes | bytearray) -> bytes | None:
-    """Return the head of a request without its last empty line; None while it is not complete.
+def asked_of(head: bytes) -> Asked:
+    """Read the head of an HTTP/1 request as well as it goes: there is an answer to each.
 
-    Raises ``WireError`` where it is longer than ``MAX_HEAD``.
+    Raises ``WireError`` where it is none.
     """
-    found = _END_OF_HEAD.search(data, 0, MAX_HEAD)
-    if found is None:
-        if len(data) >= MAX_HEAD:
-            raise WireError(f"more than {MAX_HEAD} octets", where="HTTP head")
-        return None
-    return bytes(data[: found.start()])
-
-
-def parse_head(head: bytes) -> Asked:
-    """Read the head of an HTTP/1 request. Raises ``WireError`` where it is none."""
-    lines = head.decode("latin-1").split("\n")
-    words = lines[0].rstrip("\r").split(" ")
-    if len(words) != len(("method", "target", "version")) or not words[2].startswith("HTTP/"):
-        raise WireError("not a request line", where="HTTP head")
-    method, target, _ = words
-    if not _TOKEN.fullmatch(method):
-        raise WireError("not a method", where="HTTP head")
-    fields = dict(_fields(lines[1:]))
-    connect = method == "CONNECT"
-    scheme, separator, rest = target.partition("://")
+    parts = split_head(head)
+    scheme, authority = parts.absolute
+    connect = parts.method == "CONNECT"
     if connect:
-        authority = target
-    elif separator and scheme.lower() in {"http", "https"}:  # to a proxy: it is what counts
-        authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    else:
-        authority = fields.get("host", "")
-    return Asked(
-        host=_host(authority),
-        connect=connect,
-        head_only=method == "HEAD",
-        html="text/html" in fields.get("accept", "").lower(),
-    )
-
-
-def _fields(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon and _TOKEN.fullmatch(name):
-            yield name.lower(), value.strip()
+        authority = parts.target
+    elif not scheme:  # else it is asked of a proxy: the target is what counts
+        authority = dict(parts.fields).get("host", "").strip()
+    return Asked(_host(authority), connect, parts.method == "HEAD", parts.html)
 
 
 def _host(authority: str) -> HostName | None:

@@ -109,15 +109,23 @@ def _scheme(text: str) -> tuple[str | None, str]:
 
 def _authority(text: str) -> tuple[Host, int | None]:
     where = text.rpartition("@")[2]  # a user and a password: nobody asked for them
-    where = where.removesuffix(":")
-    if where.count(":") > 1 and not where.startswith("["):
-        raise WireError("a URL whose host is not readable", where="url")
     try:
-        address = parse_address(where)
+        return parse_authority(where.removesuffix(":"))
     except NameFault as err:
         raise WireError(f"a URL whose host is not readable: {err.message}", where="url") from err
+
+
+def parse_authority(text: str) -> tuple[Host, int | None]:
+    """Return the host and the port of ``host[:port]``; None where it names no port.
+
+    RFC 3986, 3.2, in ASCII or not, without userinfo; IPv6 literals are in brackets. Raises
+    ``NameFault``.
+    """
+    if text.count(":") > 1 and not text.startswith("["):
+        raise NameFault(f"{text[:_MAX_SHOWN]!r} has more than one colon")
+    address = parse_address(text)
     if address.any_port or (address.pattern is not None and address.pattern.wildcard):
-        raise WireError("a URL whose host is a pattern", where="url")
+        raise NameFault(f"{text[:_MAX_SHOWN]!r} is a pattern")
     host = address.pattern.name if address.pattern is not None else address.ip
     assert host is not None  # noqa: S101 - an address is a pattern or an IP
     return host, address.port

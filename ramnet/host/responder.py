@@ -21,14 +21,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Final
 
-from ramnet.core.notice import (
-    Asked,
-    Message,
-    head_of,
-    http_answer,
-    parse_head,
-    wanted_host,
-)
+from ramnet.core.http import head_of
+from ramnet.core.notice import Asked, Message, asked_of, http_answer, wanted_host
 from ramnet.errors import HostError, WireError
 from ramnet.host.certificates import Certificates
 
@@ -164,7 +158,7 @@ class Responder:
             with contextlib.suppress(ssl.SSLWantReadError):
                 theirs.session.do_handshake()
         self._certificates.context(self._message, ip_address("::1"))
-        http_answer(parse_head(b"GET / HTTP/1.1\r\nHost: ramnet.invalid"), Message("\u00e9"))
+        http_answer(asked_of(b"GET / HTTP/1.1\r\nHost: ramnet.invalid"), Message("\u00e9"))
 
     def serve(self) -> None:
         """Run until the daemon that started this has gone; for ever where systemd did."""
@@ -338,7 +332,7 @@ class Responder:
             head = head_of(client.heard)
             if head is None:
                 return
-            asked = parse_head(head)
+            asked = asked_of(head)
         except WireError:
             asked = Asked()  # whatever it is, it may print what it gets
         if client.tls is None:

@@ -8,8 +8,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramnet.core.http import head_of
 from ramnet.core.names import MAX_LABEL, MAX_NAME
-from ramnet.core.notice import MAX_ATTRIBUTE, Asked, Message, head_of, http_answer, parse_head
+from ramnet.core.notice import MAX_ATTRIBUTE, Asked, Message, asked_of, http_answer
 from ramnet.core.policy import MAX_CONTACT, MAX_ORGANIZATION
 from ramnet.errors import WireError
 
@@ -44,7 +45,7 @@ def test_the_name_is_a_plain_one(message: Message) -> None:
 @given(REQUESTS, MESSAGES)
 def test_any_octets_get_an_answer_that_is_one(request: bytes, message: Message) -> None:
     try:
-        asked = parse_head(head_of(request) or request)
+        asked = asked_of(head_of(request) or request)
     except WireError:
         asked = Asked()
     answer = http_answer(asked, message)

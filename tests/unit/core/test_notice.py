@@ -6,12 +6,10 @@ import pytest
 
 from ramnet.core.notice import (
     MAX_ATTRIBUTE,
-    MAX_HEAD,
     Asked,
     Message,
-    head_of,
+    asked_of,
     http_answer,
-    parse_head,
     wanted_host,
 )
 from ramnet.core.policy import MAX_ORGANIZATION
@@ -80,22 +78,13 @@ def test_a_long_subject_ends_with_a_whole_word() -> None:
     ],
 )
 def test_a_head_is_read(head: bytes, asked: Asked) -> None:
-    assert parse_head(head) == asked
+    assert asked_of(head) == asked
 
 
 @pytest.mark.parametrize("head", [b"", b"\r\n", b"SSH-2.0-x", b"GET / a b", b"G(T / HTTP/1.1"])
 def test_what_is_no_request_is_an_error(head: bytes) -> None:
     with pytest.raises(WireError):
-        parse_head(head)
-
-
-def test_a_head_has_an_end() -> None:
-    assert head_of(b"GET / HTTP/1.1\r\nHost: a") is None
-    assert head_of(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody") == b"GET / HTTP/1.1\r\nHost: a"
-    assert head_of(b"GET / HTTP/1.1\n\n") == b"GET / HTTP/1.1"
-    assert head_of(b"x" * (MAX_HEAD - 1)) is None
-    with pytest.raises(WireError):
-        head_of(b"x" * MAX_HEAD)
+        asked_of(head)
 
 
 def told(asked: Asked, message: Message) -> tuple[str, dict[str, str], bytes]:
