@@ -66,6 +66,11 @@ class AllowList:
         """Return the ports on which an engine may reach a name."""
         return _ports(self.names.find(name))
 
+    def is_destination(self, name: HostName, port: int) -> bool:
+        """Whether a name is one of a destination on this port: it need not be a registry there."""
+        grants = (grant for grant in self.names.find(name) if grant.destination)
+        return bool(_ports(grants) & {port, ANY_PORT})
+
     def grants_for(self, address: Addr) -> Iterator[Grant]:
         """Yield the grants of the networks that hold ``address``."""
         for network, grant in self.networks:
